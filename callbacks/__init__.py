@@ -1,0 +1,1 @@
+"""Callbacks: curriculum, entropy monitoring, rollout logs, progress and reports."""

@@ -1,0 +1,100 @@
+"""The border between playing and generating: token ids in, token ids and behaviour log-probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from spear_lightning.policy import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn.
+
+    Attributes:
+        max_new_tokens: length limit of one response, the stop token included.
+        temperature: of the softmax; 0 takes the most likely token.
+        stop_ids: token ids that end a response; the stop token belongs to the response.
+        top_p: nucleus; 1 keeps everything. Only for evaluation: in training it would bias the importance ratio.
+        top_k: number of tokens kept; 0 keeps everything. Only for evaluation.
+    """
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    stop_ids: tuple[int, ...] = ()
+    top_p: float = 1.0
+    top_k: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One response to generate.
+
+    Attributes:
+        session: names the episode; an engine may keep its key-value cache between the requests of one session.
+        prompt_ids: the *full* prompt, int32 of shape ``(prompt tokens,)``.
+        sampling: how to draw.
+        seed: of the counter-based stream (:func:`spear_lightning.randomness.uniforms`) that this response is drawn
+            from: one uniform number per token, turned into a token by the inverse of the cumulative distribution.
+    """
+
+    session: str
+    prompt_ids: npt.NDArray[np.int32]
+    sampling: Sampling
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One generated response.
+
+    Attributes:
+        ids: generated token ids, int32 ``(tokens,)``; ends with the stop token when ``finish == "stop"``.
+        logps: log-probability of each token under the untruncated policy at the sampling temperature (at temperature
+            1 when it is 0), float32 ``(tokens,)``.
+        entropies: entropy of that distribution at each token in nats, float32 ``(tokens,)``; NaN where unknown.
+        finish: ``"stop"`` (a stop token was drawn) or ``"length"`` (limit reached, or the prompt left no room: then
+            ``ids`` may be empty).
+        weight_version: of the weights that generated it.
+    """
+
+    ids: npt.NDArray[np.int32]
+    logps: npt.NDArray[np.float32]
+    entropies: npt.NDArray[np.float32]
+    finish: Literal["stop", "length"]
+    weight_version: int
+
+
+@runtime_checkable
+class RolloutEngine(Protocol):
+    """Generates responses with the current policy."""
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """One completion per request, in order. Sessions must be distinct within a call."""
+        ...
+
+    def sync(self, policy: Policy, version: int) -> None:
+        """Take over the weights of ``policy`` and drop every cache made with older ones."""
+        ...
+
+    def end(self, session: str) -> None:
+        """The session will not be continued: free what is kept for it. Unknown sessions are ignored."""
+        ...
+
+    def sleep(self) -> None:
+        """Free what generation needs until :meth:`wake` (between rollout phases)."""
+        ...
+
+    def wake(self) -> None:
+        """Make ready to generate again."""
+        ...
+
+    def close(self) -> None:
+        """Free everything; the engine is not used afterwards."""
+        ...

@@ -1,0 +1,95 @@
+"""What an environment is here: a Gymnasium environment whose observations and actions are text.
+
+A :class:`TaskSuite` names the tasks of each split and makes environments that can play them. It is a small picklable
+description: the pool (:mod:`spear_lightning.environments.pool`) sends it to its worker processes, which make and hold
+the environments, so that no engine is ever loaded in the training process.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import gymnasium
+
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One thing to be done: a game, a shopping goal, a problem.
+
+    Attributes:
+        id: unique name within its suite; passed to the environment as ``reset(options={"task": id})``.
+        kind: task type that results are broken down by (for example ``pick_and_place_simple``), may be empty.
+        seed: passed to the environment as ``reset(seed=seed)``.
+    """
+
+    id: str
+    kind: str = ""
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What an environment answered to a reset or a step.
+
+    Attributes:
+        text: the observation the agent reads.
+        admissible: actions the engine would accept now; empty when the environment does not tell.
+        reward: the environment's own reward of the step (0 after a reset).
+        won: whether the task has been solved.
+        terminated: the task is over (solved or failed for good).
+        truncated: the environment cut the episode (its own step limit).
+        anchor: name of the state, equal for equal states (GiGPO's step groups); the text if the environment tells none.
+        task: the task's instruction, where the environment separates it from the observation; else empty.
+        aborted: why the episode cannot go on (worker died, time-out, the environment raised), else ``None``. An aborted
+            episode is neither a success nor a failure.
+    """
+
+    text: str
+    admissible: tuple[str, ...] = ()
+    reward: float = 0.0
+    won: bool = False
+    terminated: bool = False
+    truncated: bool = False
+    anchor: str = ""
+    task: str = ""
+    aborted: str | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether no further step can follow."""
+        return self.terminated or self.truncated or self.aborted is not None
+
+
+class TaskSuite(ABC):
+    """The tasks of an environment family, by split, and a maker of environments that play them.
+
+    Subclasses must be picklable and cheap to construct: no engine, no large data in ``__init__``.
+
+    The environments that :meth:`make` returns follow the Gymnasium API with text: ``reset(seed=, options={"task": id})
+    -> (text, info)``, ``step(action_text) -> (text, reward, terminated, truncated, info)``. ``info`` may carry
+    ``admissible_actions`` (list of str), ``won`` (bool), ``anchor`` (str) and ``task`` (str, the instruction).
+    """
+
+    def prepare(self) -> None:
+        """Do once per machine what must exist before tasks can be listed (generate games, check data folders).
+
+        Raises:
+            ValueError: the configuration or the data cannot be used; the message names the key or file and the fix.
+        """
+
+    @abstractmethod
+    def tasks(self, split: Split) -> Sequence[Task]:
+        """The tasks of ``split`` in a fixed order; never empty.
+
+        Raises:
+            ValueError: there is no task in this split; the message names the folder or setting and the fix.
+        """
+
+    @abstractmethod
+    def make(self) -> gymnasium.Env[Any, Any]:
+        """A fresh environment able to play any task of any split. Called inside a worker process."""
