@@ -1,0 +1,62 @@
+"""Hooks that SPEAR adds to Lightning's: a callback that also inherits one of these classes is told of rollouts and updates.
+
+A callback opts in by inheriting::
+
+    class CountEpisodes(Callback, RolloutHooks):
+        def on_rollout_end(self, trainer, pl_module, rollout):
+            print(len(rollout.episodes))
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+    from spear_lightning.environments.base import Split
+    from spear_lightning.rollout.scored import Rollout
+
+
+class RolloutHooks:
+    """Called on every rank around each rollout phase: training, validation, test and prediction."""
+
+    def on_rollout_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, split: Split, episodes: int
+    ) -> None:
+        """Before the first episode; ``episodes`` is the number this rank will play."""
+
+    def on_rollout_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, finished: int, active: int) -> None:
+        """After each step of the environments: episodes ``finished`` so far and still ``active``."""
+
+    def on_rollout_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, rollout: Rollout) -> None:
+        """After the episodes are scored, filtered and given advantages, before the first update on them."""
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatchOutput:
+    """What the update computed on one micro-batch; tensors are detached, ``(rows, tokens)``.
+
+    Attributes:
+        source: ``"fresh"`` or ``"replay"``.
+        entropies: policy entropy in nats at each token.
+        mask: 1 at tokens that carry a gradient.
+        turns: number of the turn that generated each token; -1 elsewhere.
+    """
+
+    source: str
+    entropies: torch.Tensor
+    mask: torch.Tensor
+    turns: torch.Tensor
+
+
+class UpdateHooks:
+    """Called on every rank during the update."""
+
+    def on_micro_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, output: MicroBatchOutput
+    ) -> None:
+        """After the backward pass of one micro-batch."""

@@ -1,0 +1,62 @@
+"""An episode together with what the algorithm made of it, and the rollout they belong to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from spear_lightning.environments.base import Split
+from spear_lightning.rollout.episode import Episode
+
+
+@dataclass(slots=True)
+class ScoredEpisode:
+    """An episode with its reward, filters and advantages.
+
+    Attributes:
+        episode: as played.
+        reward: composed episode reward R (``algorithm.rewards``).
+        parts: the parts that R is the sum of, by name: ``outcome``, ``tool`` (after weighting by μ), ``format``, ``penalty``.
+        turn_rewards: the share of R that belongs to each turn, float64 ``(turns,)`` (GiGPO discounts these).
+        filters: names of the quality filters that apply to the whole episode (``overlong``, ``incomplete``,
+            ``repetitive``, ``unreadable``), empty if none.
+        keep: one per turn; false takes the turn out of the loss.
+        group_kept: false if the whole group was dropped (smallest reward deviation, or none).
+        advantages: one per turn, float64 ``(turns,)``; zeros until estimated.
+        group_mean: mean reward of the group.
+        group_std: sample standard deviation of the group's rewards.
+    """
+
+    episode: Episode
+    reward: float
+    parts: dict[str, float]
+    turn_rewards: npt.NDArray[np.float64]
+    filters: frozenset[str] = frozenset()
+    keep: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+    group_kept: bool = True
+    advantages: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    group_mean: float = 0.0
+    group_std: float = 0.0
+
+
+@dataclass(slots=True)
+class Rollout:
+    """All episodes this rank played in one phase.
+
+    Attributes:
+        split: which tasks were played.
+        iteration: number of the SPEAR iteration (epoch) it belongs to.
+        episodes: scored, in order of (group, index). Aborted ones are not among them.
+        aborted: episodes whose environment failed.
+        seconds: wall-clock by phase: ``generation``, ``environment``, ``other``.
+        metrics: scalars to be logged, by name (counts of this rank).
+    """
+
+    split: Split
+    iteration: int
+    episodes: list[ScoredEpisode]
+    aborted: list[Episode]
+    seconds: dict[str, float]
+    metrics: dict[str, float] = field(default_factory=dict)
