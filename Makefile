@@ -1,0 +1,45 @@
+# Everything runs in .venv, which `make install` builds from constraints.txt; it does nothing when up to date.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+RUN    ?= runs/quickstart
+# One thread a process: the parallelism is in the workers, and small tensors lose more than they gain from threads.
+export OMP_NUM_THREADS ?= 2
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: install quickstart test check format clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed; set PYTHON=/path/to/python3")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[alfworld,lora,dev]'
+	touch $@
+
+# make quickstart WARMSTART=1 first makes the policy it starts from anew (the shipped one was made by the same command).
+quickstart: install
+ifdef WARMSTART
+	$(BIN)/spear warmstart -c configs/warmstart.yaml --output runs/warmstart
+	$(BIN)/spear fit -c configs/quickstart.yaml --run.directory $(RUN) --model.policy.model runs/warmstart $(ARGS)
+else
+	$(BIN)/spear fit -c configs/quickstart.yaml --run.directory $(RUN) $(ARGS)
+endif
+
+# Tests run in one process a core, each single-threaded, so that a run is repeatable and bounded.
+test: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q $(ARGS)
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) build *.egg-info
