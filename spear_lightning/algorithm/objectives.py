@@ -1,0 +1,409 @@
+"""The policy objective: per-token losses, their aggregation, and the KL and importance terms beside them.
+
+Pure functions over ``(batch, tokens)`` tensors. ``r`` is the token's probability ratio, ``A`` its advantage. Everything
+that is averaged is averaged over the tokens of the mask only; what a masked-out token holds can change neither a loss
+nor a gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Aggregation = Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
+AGGREGATIONS: tuple[Aggregation, ...] = (
+    "token-mean",
+    "seq-mean-token-sum",
+    "seq-mean-token-mean",
+    "seq-mean-token-sum-norm",
+)
+
+LOG_RATIO_LIMIT = 20.0
+_TINY = 1e-8
+
+
+@dataclass(frozen=True)
+class TokenLoss:
+    """What a policy loss says about a micro-batch.
+
+    Attributes:
+        loss: loss of each token before masking and aggregation, ``(batch, tokens)``; carries the gradient.
+        clip_fraction: share of the mask's tokens at which the ratio clip is active; detached scalar.
+        approx_kl: mean of ``logπ_old − logπ`` over the mask; detached scalar, in nats.
+        cov_fraction: share of the mask's tokens singled out for their covariance (dropped by Clip-Cov, penalised by
+            KL-Cov); detached scalar, 0 for losses that look at no covariance.
+    """
+
+    loss: Tensor
+    clip_fraction: Tensor
+    approx_kl: Tensor
+    cov_fraction: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+
+# --- means and sums over tokens ---------------------------------------------------------------------------------------
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the tokens of the mask, ``Σ x·m / (Σ m + 1e-8)``.
+
+    Args:
+        x: any shape; half precision is summed in single precision.
+        mask: 0/1 (or bool), same shape.
+
+    Returns:
+        Scalar; 0 if the mask is empty.
+    """
+    x = _at_least_single(x)
+    inside = mask != 0
+    return torch.where(inside, x, 0.0).sum() / (inside.sum() + _TINY)
+
+
+def aggregate(loss: Tensor, mask: Tensor, mode: Aggregation, max_length: int | None = None) -> Tensor:
+    """One number from a whole batch of token losses (§2, aggregation).
+
+    - ``token-mean``: mean over all tokens of the mask; long responses weigh more.
+    - ``seq-mean-token-sum``: mean over sequences of the sum over tokens.
+    - ``seq-mean-token-mean``: mean over sequences of the mean over tokens; a token of a long response weighs less.
+    - ``seq-mean-token-sum-norm``: sum over sequences and tokens, divided by the constant ``L`` (Dr.GRPO): every token
+      weighs the same whatever the length of its response.
+
+    A sequence without a token in the mask (padding, filtered out) is not counted as a sequence.
+
+    Args:
+        loss: ``(batch, tokens)``.
+        mask: 0/1, ``(batch, tokens)``.
+        mode: see above.
+        max_length: the constant ``L``, the longest response allowed; ``None`` takes the width of ``loss``.
+
+    Returns:
+        Scalar, equal to :func:`aggregate_sum` divided by :func:`normalizer`.
+
+    Raises:
+        ValueError: unknown ``mode``.
+    """
+    length = loss.shape[-1] if max_length is None else max_length
+    return aggregate_sum(loss, mask, mode) / normalizer([mask], mode, length)
+
+
+def aggregate_sum(loss: Tensor, mask: Tensor, mode: Aggregation, max_length: int | None = None) -> Tensor:
+    """What one micro-batch contributes to the aggregate of the minibatch it was cut from, before normalisation.
+
+    Summed over any cut of a minibatch into micro-batches (and over ranks), then divided by :func:`normalizer` of the
+    whole minibatch, this is :func:`aggregate` of the whole minibatch; so is its gradient.
+
+    Args:
+        loss: ``(batch, tokens)``.
+        mask: 0/1, ``(batch, tokens)``.
+        mode: as in :func:`aggregate`.
+        max_length: not needed here (it is part of the normaliser); accepted so that both take the same arguments.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ValueError: unknown ``mode``.
+    """
+    loss = _at_least_single(loss)
+    inside = mask != 0
+    per_sequence = torch.where(inside, loss, 0.0).sum(-1)
+    return (per_sequence * _scheme(mode).weight(inside.sum(-1))).sum()
+
+
+def normalizer(
+    masks: Sequence[Tensor] | Tensor,
+    mode: Aggregation,
+    max_length: int | None = None,
+    *,
+    reduce: Callable[[Tensor], Tensor] = lambda count: count,
+) -> Tensor:
+    """What the sum of all :func:`aggregate_sum` of a minibatch is divided by.
+
+    Args:
+        masks: the 0/1 masks of all its micro-batches on this rank, each ``(batch, tokens)``, of any widths.
+        mode: as in :func:`aggregate`.
+        max_length: the constant ``L``; only ``seq-mean-token-sum-norm`` needs it.
+        reduce: sums a scalar over all ranks; the identity on one rank. Called exactly once, in every mode.
+
+    Returns:
+        Scalar, float64, on the device of the masks (CPU if there are none).
+
+    Raises:
+        ValueError: unknown ``mode``, or no ``max_length`` where it is needed: micro-batches are padded to widths of
+            their own, so none of them can stand for ``L``.
+    """
+    scheme = _scheme(mode)
+    if mode == "seq-mean-token-sum-norm" and max_length is None:
+        raise ValueError("aggregation seq-mean-token-sum-norm needs max_length: set it to the longest response allowed")
+    parts = [masks] if isinstance(masks, Tensor) else list(masks)
+    lengths = [(mask != 0).sum(-1).reshape(-1) for mask in parts] or [torch.zeros(0, dtype=torch.long)]
+    return scheme.divisor(reduce(scheme.tally(torch.cat(lengths)).double()), max_length or 0)
+
+
+class _Scheme(NamedTuple):
+    """An aggregation as data: ``Σ_seq weight(n)·Σ_tok loss / divisor(tally(n), L)``, n tokens in each sequence."""
+
+    weight: Callable[[Tensor], Tensor]
+    tally: Callable[[Tensor], Tensor]
+    divisor: Callable[[Tensor, int], Tensor]
+
+
+def _sequences(lengths: Tensor) -> Tensor:
+    return (lengths > 0).sum()
+
+
+def _one(lengths: Tensor) -> Tensor:
+    return torch.ones_like(lengths)
+
+
+_SCHEMES: dict[str, _Scheme] = {
+    "token-mean": _Scheme(_one, torch.sum, lambda tokens, _: tokens + _TINY),
+    "seq-mean-token-sum": _Scheme(_one, _sequences, lambda sequences, _: sequences.clamp(min=1)),
+    "seq-mean-token-mean": _Scheme(
+        lambda lengths: 1 / (lengths.double() + _TINY), _sequences, lambda sequences, _: sequences.clamp(min=1)
+    ),
+    "seq-mean-token-sum-norm": _Scheme(_one, torch.sum, lambda tokens, length: torch.full_like(tokens, length)),
+}
+
+
+def _scheme(mode: str) -> _Scheme:
+    if mode not in _SCHEMES:
+        raise ValueError(f"unknown aggregation {mode!r}: use one of {', '.join(_SCHEMES)}")
+    return _SCHEMES[mode]
+
+
+# --- policy losses ----------------------------------------------------------------------------------------------------
+
+
+def ppo_clip(
+    logp: Tensor,
+    old_logp: Tensor,
+    adv: Tensor,
+    mask: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.28,
+    dual_clip: float | None = 10.0,
+) -> TokenLoss:
+    """PPO with an asymmetric ("clip-higher") and a dual clip (§2).
+
+    ``max(−A·r, −A·clip(r, 1−ε_low, 1+ε_high))``; where ``A < 0`` at most ``−A·c``, so that a token whose probability
+    has grown many times over cannot dominate.
+
+    Args:
+        logp: log-probabilities under the policy being trained, ``(batch, tokens)``, nats.
+        old_logp: behaviour log-probabilities.
+        adv: advantages.
+        mask: 0/1.
+        clip_low: ε_low.
+        clip_high: ε_high.
+        dual_clip: c; ``None`` turns the dual clip off.
+
+    Returns:
+        The loss of each token, with diagnostics.
+    """
+    ratio = _Ratio.of(logp, old_logp, adv, mask)
+    loss, clipped = _clip(ratio, clip_low, clip_high)
+    if dual_clip is not None:
+        loss = torch.where(ratio.adv < 0, torch.minimum(loss, -ratio.adv * dual_clip), loss)
+    return TokenLoss(loss, clip_fraction=masked_mean(clipped.to(loss.dtype), mask), approx_kl=ratio.approx_kl(mask))
+
+
+def clip_cov(
+    logp: Tensor,
+    old_logp: Tensor,
+    adv: Tensor,
+    mask: Tensor,
+    *,
+    ratio: float = 0.02,
+    lower: float = 1.0,
+    upper: float = 40.0,
+    clip_low: float = 0.2,
+    clip_high: float = 0.28,
+    generator: torch.Generator | None = None,
+) -> TokenLoss:
+    """Clip-Cov: PPO in which a few random tokens of high covariance carry no gradient (§2).
+
+    ``cov_i = (A_i − mean A)(logπ_i − mean logπ)`` over the ``N`` tokens of the mask. Tokens that reinforce what is
+    already likely have a large covariance, and are what makes the entropy fall. Among those with ``lower < cov_i <
+    upper`` that the ratio has not already clipped, ``max(1, ⌊λN⌋)`` are drawn uniformly; their loss is zero.
+
+    The means and the draw are over the tokens given, i.e. the micro-batch: the one place where the cut into
+    micro-batches matters.
+
+    Args:
+        logp: log-probabilities under the policy being trained, ``(batch, tokens)``, nats.
+        old_logp: behaviour log-probabilities.
+        adv: advantages.
+        mask: 0/1.
+        ratio: λ; 1 drops every eligible token, and draws nothing at random.
+        lower: lower bound of the covariance, exclusive.
+        upper: upper bound of the covariance, exclusive.
+        clip_low: ε_low.
+        clip_high: ε_high.
+        generator: what is drawn from; ``None`` for torch's global one.
+
+    Returns:
+        The loss of each token, with diagnostics.
+    """
+    terms = _Ratio.of(logp, old_logp, adv, mask)
+    loss, clipped = _clip(terms, clip_low, clip_high)
+    inside = mask != 0
+    with torch.no_grad():
+        covariance = (terms.adv - masked_mean(terms.adv, mask)) * (terms.logp - masked_mean(terms.logp, mask))
+        eligible = inside & ~clipped & (covariance > lower) & (covariance < upper)
+        candidates = eligible.flatten().nonzero().squeeze(-1)
+        quota = max(1, int(ratio * int(inside.sum())))
+        if quota < len(candidates):
+            device = generator.device if generator is not None else "cpu"
+            order = torch.randperm(len(candidates), generator=generator, device=device)
+            candidates = candidates[order[:quota].to(candidates.device)]
+        dropped = torch.zeros_like(inside).flatten().index_fill(0, candidates, True).view_as(inside)
+    return TokenLoss(
+        loss.masked_fill(dropped, 0.0),
+        clip_fraction=masked_mean(clipped.to(loss.dtype), mask),
+        approx_kl=terms.approx_kl(mask),
+        cov_fraction=masked_mean(dropped.to(loss.dtype), mask),
+    )
+
+
+def kl_cov(
+    logp: Tensor, old_logp: Tensor, adv: Tensor, mask: Tensor, *, ratio: float = 0.02, coef: float = 1.0
+) -> TokenLoss:
+    """KL-Cov: the unclipped policy gradient, with a KL penalty on the tokens of largest covariance (§2).
+
+    ``−A·r``, plus ``coef·|log r|`` at the ``max(1, ⌊kN⌋)`` tokens with the largest covariance (as in :func:`clip_cov`,
+    with plain means). Ties go to the earlier token.
+
+    Args:
+        logp: log-probabilities under the policy being trained, ``(batch, tokens)``, nats.
+        old_logp: behaviour log-probabilities.
+        adv: advantages.
+        mask: 0/1.
+        ratio: k, share of the tokens that are penalised.
+        coef: weight of the penalty.
+
+    Returns:
+        The loss of each token, with diagnostics (``clip_fraction`` is 0).
+    """
+    terms = _Ratio.of(logp, old_logp, adv, mask)
+    inside = mask != 0
+    with torch.no_grad():
+        positions = inside.flatten().nonzero().squeeze(-1)
+        advantages, logps = terms.adv.flatten()[positions], terms.logp.flatten()[positions]
+        covariance = (advantages - advantages.mean()) * (logps - logps.mean())
+        largest = covariance.argsort(descending=True, stable=True)[: max(1, int(ratio * len(positions)))]
+        penalised = torch.zeros_like(inside).flatten().index_fill(0, positions[largest], True).view_as(inside)
+    loss = -terms.adv * terms.r + torch.where(penalised, coef * terms.log_r.abs(), 0.0)
+    return TokenLoss(
+        loss,
+        clip_fraction=torch.zeros((), dtype=loss.dtype, device=loss.device),
+        approx_kl=terms.approx_kl(mask),
+        cov_fraction=masked_mean(penalised.to(loss.dtype), mask),
+    )
+
+
+class _Ratio(NamedTuple):
+    """What every policy loss starts from; each ``(batch, tokens)``."""
+
+    logp: Tensor
+    adv: Tensor
+    log_r: Tensor
+    r: Tensor
+
+    @classmethod
+    def of(cls, logp: Tensor, old_logp: Tensor, adv: Tensor, mask: Tensor) -> _Ratio:
+        logp, old_logp, adv = (_harmless(_at_least_single(x), mask) for x in (logp, old_logp, adv))
+        log_r = (logp - old_logp).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+        return cls(logp, adv, log_r, log_r.exp())
+
+    def approx_kl(self, mask: Tensor) -> Tensor:
+        return masked_mean(-self.log_r.detach(), mask)
+
+
+def _clip(terms: _Ratio, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """The clipped PPO loss of each token, and where the clip is what decides it."""
+    plain = -terms.adv * terms.r
+    clipped = -terms.adv * terms.r.clamp(1 - low, 1 + high)
+    return torch.maximum(plain, clipped), (clipped > plain).detach()
+
+
+def _harmless(x: Tensor, mask: Tensor) -> Tensor:
+    """Replace infinities and NaN outside the mask: 0·NaN would otherwise reach the gradient."""
+    return torch.where((mask != 0) | x.isfinite(), x, 0.0)
+
+
+def _at_least_single(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+# --- beside the policy loss -------------------------------------------------------------------------------------------
+
+
+def k3_kl(logp: Tensor, ref_logp: Tensor) -> Tensor:
+    """Schulman's k3 estimate of KL(π‖π_ref) per token, ``exp(d) − d − 1`` with ``d = logπ_ref − logπ`` clamped to ±20.
+
+    Args:
+        logp: log-probabilities under the policy being trained, ``(batch, tokens)``, nats.
+        ref_logp: the same under the frozen reference policy.
+
+    Returns:
+        ``(batch, tokens)``, not negative; carries the gradient of ``logp``.
+    """
+    d = (_at_least_single(ref_logp) - _at_least_single(logp)).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    return torch.expm1(d) - d
+
+
+def truncated_importance_weights(
+    old_logp: Tensor,
+    rollout_logp: Tensor,
+    cap: float = 2.0,
+    mode: Literal["token", "sequence"] = "token",
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Weights that correct for an engine whose probabilities are not quite the trainer's (§2).
+
+    - ``token``: ``min(exp(logπ_train_old − logπ_rollout), C)`` for each token.
+    - ``sequence``: 1 for all tokens of a sequence whose geometric mean ratio lies within ``[1/C, C]``, else 0.
+
+    Args:
+        old_logp: log-probabilities of the behaviour policy as the trainer computes them, ``(batch, tokens)``, nats.
+        rollout_logp: the same as the engine reported them.
+        cap: C, at least 1.
+        mode: see above.
+        mask: 0/1; the tokens that the mean of ``sequence`` is over. ``None`` for all.
+
+    Returns:
+        ``(batch, tokens)``, detached; to be multiplied with the loss of each token.
+
+    Raises:
+        ValueError: ``cap`` below 1, or unknown ``mode``.
+    """
+    if cap < 1:
+        raise ValueError(f"importance weight cap must be at least 1, not {cap}")
+    if mode not in _IMPORTANCE:
+        raise ValueError(f"unknown importance weight mode {mode!r}: use one of {', '.join(_IMPORTANCE)}")
+    mask = torch.ones_like(old_logp) if mask is None else mask
+    with torch.no_grad():
+        old, rollout = (_harmless(_at_least_single(x), mask) for x in (old_logp, rollout_logp))
+        log_r = (old - rollout).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+        return _IMPORTANCE[mode](log_r, mask != 0, cap)
+
+
+def _truncate_tokens(log_r: Tensor, inside: Tensor, cap: float) -> Tensor:
+    return log_r.exp().clamp(max=cap)
+
+
+def _mask_sequences(log_r: Tensor, inside: Tensor, cap: float) -> Tensor:
+    mean = torch.where(inside, log_r, 0.0).sum(-1, keepdim=True) / (inside.sum(-1, keepdim=True) + _TINY)
+    within = mean.exp().clamp(1 / cap, cap) == mean.exp()
+    return within.to(log_r.dtype).expand_as(log_r)
+
+
+_IMPORTANCE: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "token": _truncate_tokens,
+    "sequence": _mask_sequences,
+}

@@ -1,0 +1,131 @@
+"""The episode reward ``R = R_outcome + μ·R_tool + R_format − penalty·n_invalid`` and each turn's share of it (§1.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+ToolVariant = Literal["linear", "flat_when_correct"]
+
+
+def tool_reward(calls: int, *, correct: bool, variant: ToolVariant = "linear") -> float:
+    """The intrinsic reward for acting, ``R_tool = min(1, 0.1·n)``.
+
+    Args:
+        calls: n, turns that called a tool or acted on the environment.
+        correct: whether the task was solved.
+        variant: ``linear``, or ``flat_when_correct``: a solved episode gets 1 for any call at all, so that it gains
+            nothing by more calls than it needed.
+
+    Returns:
+        In [0, 1].
+
+    Raises:
+        ValueError: unknown ``variant``.
+    """
+    if variant not in _TOOL_VARIANTS:
+        raise ValueError(f"unknown tool reward variant {variant!r}: use one of {', '.join(_TOOL_VARIANTS)}")
+    return _TOOL_VARIANTS[variant](calls, correct)
+
+
+def _linear(calls: int, correct: bool) -> float:
+    return min(1.0, 0.1 * calls)
+
+
+def _flat_when_correct(calls: int, correct: bool) -> float:
+    return float(calls > 0) if correct else _linear(calls, correct)
+
+
+_TOOL_VARIANTS: dict[str, Callable[[int, bool], float]] = {
+    "linear": _linear,
+    "flat_when_correct": _flat_when_correct,
+}
+
+
+@dataclass(frozen=True)
+class RewardParts:
+    """A composed reward.
+
+    Attributes:
+        total: R, the sum of the four parts.
+        outcome: R_outcome.
+        tool: μ(t)·R_tool.
+        format: R_format.
+        penalty: −penalty·n_invalid, not positive.
+        turn_rewards: share of R that belongs to each turn, float64 ``(turns,)``; they sum to R (if there is a turn).
+    """
+
+    total: float
+    outcome: float
+    tool: float
+    format: float
+    penalty: float
+    turn_rewards: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RewardComposer:
+    """What an episode is paid for.
+
+    Args:
+        success: R_outcome of a solved task.
+        failure: R_outcome of any other.
+        score_scale: times the environment's own summed reward, added to R_outcome (partial credit); 0 as published.
+        invalid_penalty: taken off for each turn without the required form, in that turn.
+        tool_scale: scales R_tool. With ``success`` = 1 a tool reward of up to 1 rivals solving the task: use 0.2.
+        tool_variant: see :func:`tool_reward`.
+        format_reward: R_format, paid to an episode in which every turn has the required form.
+
+    Raises:
+        ValueError: a negative penalty or scale, or ``success`` not above ``failure``; names the key.
+    """
+
+    success: float = 10.0
+    failure: float = 0.0
+    score_scale: float = 0.0
+    invalid_penalty: float = 0.1
+    tool_scale: float = 1.0
+    tool_variant: ToolVariant = "linear"
+    format_reward: float = 0.0
+
+    def __post_init__(self) -> None:
+        for key in ("invalid_penalty", "tool_scale", "score_scale"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"RewardComposer.{key} must be at least 0, not {getattr(self, key)}")
+        if self.success <= self.failure:
+            raise ValueError(
+                f"RewardComposer.success = {self.success} must be above RewardComposer.failure = {self.failure}"
+            )
+        tool_reward(0, correct=False, variant=self.tool_variant)
+
+    def compose(
+        self, success: bool, score: float, tool_calls: int, invalid_turns: Sequence[bool], mu: float
+    ) -> RewardParts:
+        """The reward of one episode.
+
+        The penalty belongs to the turn it happened in, everything else to the last turn.
+
+        Args:
+            success: whether the task was solved.
+            score: sum of the environment's own rewards.
+            tool_calls: n of R_tool.
+            invalid_turns: one per turn: it did not have the required form.
+            mu: μ(t), the weight of R_tool in this iteration.
+
+        Returns:
+            The parts. ``total`` is summed from counts, not from turns, so that episodes alike in their counts have
+            exactly equal rewards and a group of them exactly no deviation.
+        """
+        turns, invalid = len(invalid_turns), sum(map(bool, invalid_turns))
+        outcome = (self.success if success else self.failure) + self.score_scale * score
+        tool = mu * self.tool_scale * tool_reward(tool_calls, correct=success, variant=self.tool_variant)
+        form = self.format_reward if turns and not invalid else 0.0
+        penalty = -self.invalid_penalty * invalid if invalid else 0.0
+        turn_rewards = np.where(np.asarray(invalid_turns, dtype=bool), -self.invalid_penalty, 0.0)
+        if turns:
+            turn_rewards[-1] += outcome + tool + form
+        return RewardParts(outcome + tool + form + penalty, outcome, tool, form, penalty, turn_rewards)
