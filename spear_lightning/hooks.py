@@ -9,6 +9,7 @@ A callback opts in by inheriting::
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,20 @@ class RolloutHooks:
 
     def on_rollout_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, rollout: Rollout) -> None:
         """After the episodes are scored, filtered and given advantages, before the first update on them."""
+
+
+def rollout_listeners(trainer: pl.Trainer) -> Iterator[RolloutHooks]:
+    """Everything that is told of rollouts: the module, if it inherits the hooks, then the callbacks in their order."""
+    for target in (trainer.lightning_module, *trainer.callbacks):  # type: ignore[attr-defined]
+        if isinstance(target, RolloutHooks):
+            yield target
+
+
+def update_listeners(trainer: pl.Trainer) -> Iterator[UpdateHooks]:
+    """The callbacks that are told of updates, in their order."""
+    for target in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(target, UpdateHooks):
+            yield target
 
 
 @dataclass(frozen=True, slots=True)

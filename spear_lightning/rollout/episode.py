@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -114,6 +114,15 @@ class Row:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def advantage(self) -> float:
+        """Mean advantage of the tokens in the loss; 0 if there are none."""
+        return float(self.advantages[self.mask].mean()) if self.mask.any() else 0.0
+
+    def with_advantage(self, advantage: float) -> Row:
+        """The same tokens with one advantage on all that were generated."""
+        return replace(self, advantages=np.where(self.turns >= 0, np.float32(advantage), np.float32(0)))
 
 
 def rows_of(

@@ -1,0 +1,100 @@
+"""The command line: ``spear fit | validate | test | predict | warmstart``.
+
+``fit`` to ``predict`` are a LightningCLI: every argument of the trainer, the module and the data module is a YAML key, and
+overlays are given one after the other (``-c a.yaml -c b.yaml``; later ones win).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from spear_lightning.datamodule import RolloutDataModule
+from spear_lightning.module import SpearModule
+
+USAGE = "spear {fit,validate,test,predict,warmstart} [-c CONFIG.yaml ...] [--key value ...]"
+
+
+class SpearCLI(LightningCLI):
+    """LightningCLI with a run directory, one seed for everything and TensorBoard by default."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add ``run.directory``; the seed of the run is the seed of the data module."""
+        parser.add_argument(
+            "--run.directory", type=str, default="runs/default", help="Folder that everything the run writes goes to."
+        )
+        parser.link_arguments("run.directory", "trainer.default_root_dir")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer; its events go straight into the run directory unless a logger is configured."""
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        if config.get("trainer.logger") in (None, True):
+            kwargs["logger"] = TensorBoardLogger(config["run.directory"], name="", version="")
+        return super().instantiate_trainer(**kwargs)
+
+
+class _Started(Callback):
+    """Knows whether the first loop has begun: what fails before that is the user's to mend, not ours."""
+
+    def __init__(self) -> None:
+        self.started = False
+
+    def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.started = True
+
+    on_sanity_check_start = on_train_start = on_validation_start = on_test_start = on_predict_start = _start
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of ``spear``.
+
+    Errors in what the user gave (an unknown key, a missing folder, a checkpoint of another model) end with one message
+    and exit status 2; set ``SPEAR_TRACEBACK=1`` to see where they were raised. Anything that fails once training or
+    evaluation has begun keeps its traceback.
+
+    Args:
+        arguments: as on the command line; ``None`` takes the process's own.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    started = _Started()
+    try:
+        if given[:1] == ["warmstart"]:
+            from spear_lightning.warmstart.run import main as warmstart
+
+            warmstart(given[1:])
+        else:
+            SpearCLI(
+                SpearModule,
+                RolloutDataModule,
+                args=given,
+                seed_everything_default=1,
+                save_config_kwargs={"overwrite": True},
+                trainer_defaults={"callbacks": started},
+                parser_kwargs={"prog": "spear", "usage": USAGE},
+            )
+    except (MisconfigurationException, ValueError, OSError) as error:
+        if started.started or os.environ.get("SPEAR_TRACEBACK") == "1":
+            raise
+        sys.exit(_fail(error))
+
+
+def _fail(error: Exception) -> int:
+    print(f"spear: error: {error}", file=sys.stderr)
+    return 2
+
+
+def _seed(seed: int | bool | None) -> int:
+    # `seed_everything: true` draws a seed and leaves it in the environment, where Lightning's workers find it
+    return int(os.environ.get("PL_GLOBAL_SEED", "0")) if isinstance(seed, bool) or seed is None else seed
+
+
+if __name__ == "__main__":
+    main()

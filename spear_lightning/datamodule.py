@@ -1,0 +1,324 @@
+"""The LightningDataModule: plays episodes with the current policy and streams them, mixed with replayed successes.
+
+One pass over the training stream is one SPEAR iteration (algorithm.md §1): collect, score, filter, estimate advantages,
+draw from the replay buffer, admit the new successes, deal everything into minibatches. Held-out tasks are played by the
+evaluation streams in the same way, without any of the learning.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from spear_lightning.algorithm.estimators import GRPO, AdvantageEstimator
+from spear_lightning.algorithm.filters import QualityFilters
+from spear_lightning.algorithm.replay import ReplayBuffer, RewardBaseline
+from spear_lightning.algorithm.rewards import RewardComposer
+from spear_lightning.distributed import concatenate, gather, rank, world_size
+from spear_lightning.engines.base import RolloutEngine, Sampling
+from spear_lightning.environments.base import Split, TaskSuite
+from spear_lightning.environments.pool import EnvironmentPool
+from spear_lightning.hooks import rollout_listeners
+from spear_lightning.randomness import stream_seed
+from spear_lightning.rollout.agent import Agent
+from spear_lightning.rollout.collector import Collector, EpisodeSpec
+from spear_lightning.rollout.experience import admissible_entries, fresh_rows, recalibrated
+from spear_lightning.rollout.minibatches import IterationStream, Minibatch, build_minibatches
+from spear_lightning.rollout.scored import Rollout
+from spear_lightning.rollout.scoring import GroupStatistics, estimate_advantages, score_episode
+from spear_lightning.rollout.selection import evaluation_specs, training_specs
+from spear_lightning.rollout.settings import Evaluation, TrainingRollouts
+from spear_lightning.rollout.state import load_replay, replay_to_state
+
+if TYPE_CHECKING:
+    from spear_lightning.module import SpearModule
+
+
+class RolloutDataModule(LightningDataModule):
+    """Streams fresh rollouts mixed with replay.
+
+    Args:
+        environment: the tasks and a maker of environments that play them.
+        agent: turns observations into prompts and responses into actions.
+        engine: generates responses.
+        rollouts: how many episodes an iteration plays and how tokens are drawn.
+        evaluation: how held-out tasks are played.
+        advantage: advantage estimator.
+        reward: composes the episode reward.
+        filters: quality filters and the share of groups kept.
+        replay: buffer of past successes; ``None`` trains on fresh episodes alone.
+        max_turns: of an episode.
+        max_response_tokens: of one turn's response.
+        minibatches: optimizer steps per pass over an iteration's rows.
+        epochs: passes over an iteration's rows.
+        max_tokens: of a micro-batch: rows times padded length.
+        workers: environment worker processes on this rank.
+        step_timeout: seconds after which an environment that does not answer is given up.
+        seed: of task order, sampling, replay draws and minibatches; ``spear`` sets it from ``seed_everything``.
+
+    Attributes:
+        tool_reward_weight: μ(t), set by ``CurriculumSchedule``; 0 without it.
+
+    Raises:
+        MisconfigurationException: settings that cannot work together; the message names the keys.
+    """
+
+    def __init__(
+        self,
+        environment: TaskSuite,
+        agent: Agent,
+        engine: RolloutEngine,
+        rollouts: TrainingRollouts = TrainingRollouts(),  # noqa: B008 - frozen
+        evaluation: Evaluation = Evaluation(),  # noqa: B008 - frozen
+        advantage: AdvantageEstimator = GRPO(normalize_std=False),  # noqa: B008 - frozen
+        reward: RewardComposer = RewardComposer(),  # noqa: B008 - frozen
+        filters: QualityFilters = QualityFilters(),  # noqa: B008 - frozen
+        replay: ReplayBuffer | None = None,
+        max_turns: int = 50,
+        max_response_tokens: int = 512,
+        minibatches: int = 1,
+        epochs: int = 1,
+        max_tokens: int = 16384,
+        workers: int = 2,
+        step_timeout: float = 60.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("max_turns", max_turns),
+            ("max_response_tokens", max_response_tokens),
+            ("minibatches", minibatches),
+            ("epochs", epochs),
+            ("max_tokens", max_tokens),
+            ("workers", workers),
+        ):
+            if value < 1:
+                raise MisconfigurationException(f"data.{name} must be at least 1, not {value}")
+        if rollouts.group_size == 1 and advantage.normalizes_std:
+            raise MisconfigurationException(
+                "data.rollouts.group_size is 1, and a single episode has no standard deviation to normalise by: raise "
+                "group_size, or set data.advantage.init_args.normalize_std to false"
+            )
+        if advantage.normalizes_std and reward.invalid_penalty > 0:
+            rank_zero_warn(
+                "data.advantage normalises by the group's standard deviation and data.reward.invalid_penalty is "
+                f"{reward.invalid_penalty}: in a group that fails as a whole the penalty is all that differs, and is "
+                "blown up to the size of a success; the policy learns to do nothing wrong by doing nothing. Set "
+                "data.advantage.init_args.normalize_std to false or data.reward.invalid_penalty to 0."
+            )
+        self.environment, self.agent, self.engine = environment, agent, engine
+        self.rollouts, self.evaluation = rollouts, evaluation
+        self.advantage, self.reward, self.filters = advantage, reward, filters
+        self.replay = replay
+        self.baseline = RewardBaseline()
+        self.max_turns, self.max_response_tokens = max_turns, max_response_tokens
+        self.minibatches, self.epochs, self.max_tokens = minibatches, epochs, max_tokens
+        self.workers, self.step_timeout, self.seed = workers, step_timeout, seed
+        self.tool_reward_weight = 0.0
+        self._collector: Collector | None = None
+
+    @property
+    def max_response_length(self) -> int:
+        """Most tokens that one training row can carry a loss on."""
+        return self.max_response_tokens * (self.max_turns if self.agent.context == "conversation" else 1)
+
+    # --- set-up --------------------------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Make what the environment needs, once per machine."""
+        self.environment.prepare()
+
+    def setup(self, stage: str) -> None:
+        """Check agent and tasks against policy and settings, and start the environment workers."""
+        if self._collector is not None:
+            return
+        self.agent.bind(self._module.policy.tokenizer)
+        if stage == "fit":
+            count = len(self.environment.tasks("train"))
+            if count < self.rollouts.tasks:
+                raise MisconfigurationException(
+                    f"data.rollouts.tasks is {self.rollouts.tasks}, but the training split has only {count} tasks: lower "
+                    "it, or give data.environment more training tasks"
+                )
+        if stage in ("fit", "validate"):
+            self.environment.tasks("validation")
+        elif stage in ("test", "predict"):
+            self.environment.tasks("test")
+        pool = EnvironmentPool(self.environment, workers=self.workers, step_timeout=self.step_timeout)
+        self._collector = Collector(pool, self.agent, self.engine)
+
+    def teardown(self, stage: str) -> None:
+        """Stop the workers and free the engine."""
+        if self._collector is not None:
+            self._collector.close()
+            self._collector = None
+
+    # --- training ------------------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> IterationStream:
+        """The sized stream of minibatches; a pass over it is an iteration."""
+        return IterationStream(self._play_iteration, self.minibatches * self.epochs)
+
+    def _play_iteration(self) -> Iterator[Minibatch]:
+        iteration, module = self._trainer.current_epoch, self._module
+        specs = training_specs(
+            self.environment.tasks("train"), self.rollouts, seed=self.seed, iteration=iteration, rank=rank(), world_size=world_size()
+        )
+        rollout, statistics = self._play("train", specs, iteration)
+        rows = fresh_rows(rollout.episodes)
+        replayed = self._draw_and_admit(rollout, statistics, iteration)
+        started = time.perf_counter()
+        steps = build_minibatches(
+            rows,
+            replayed,
+            minibatches=self.minibatches,
+            epochs=self.epochs,
+            max_tokens=self.max_tokens,
+            pad_id=self.agent.pad_id,
+            temperature=self.rollouts.temperature,
+            seed=self.seed,
+            iteration=iteration,
+        )
+        rollout.seconds["other"] += time.perf_counter() - started
+        for listener in rollout_listeners(self._trainer):
+            listener.on_rollout_end(self._trainer, module, rollout)
+        yield from module.before_updates(steps)
+
+    def _draw_and_admit(self, rollout: Rollout, statistics: GroupStatistics, iteration: int) -> dict[str, Any]:
+        """Rows replayed in this iteration. Drawn before the new successes enter, so none is both fresh and replayed."""
+        self.baseline.update(statistics.means, statistics.stds)
+        if self.replay is None:
+            return {}
+        drawn = self.replay.draw(
+            iteration,
+            self.baseline,
+            seed=self.seed,
+            fresh=self.rollouts.tasks * self.rollouts.group_size,
+            normalize_std=self.advantage.normalizes_std,
+            gather=concatenate,
+        )
+        ages = [iteration - item.entry.iteration for item in drawn]
+        self.replay.add(admissible_entries(rollout.episodes), iteration, gather=concatenate)
+        sizes = gather((len(self.replay), len(drawn), sum(ages), sum(item.advantage for item in drawn)))
+        size, used, age, advantage = np.sum(np.asarray(sizes, dtype=np.float64), axis=0)
+        self._module.record_counts(
+            {"replay/size": size, "replay/used": used, "replay/p50": self.baseline.median}
+            | ({"replay/age": age / used, "advantage/recalibrated": advantage / used} if used else {})
+        )
+        return recalibrated(drawn)
+
+    # --- evaluation ----------------------------------------------------------------------------------------------
+
+    def val_dataloader(self) -> IterationStream:
+        """A sized stream of rollouts on the validation tasks."""
+        return self._evaluation_stream("validation")
+
+    def test_dataloader(self) -> IterationStream:
+        """A sized stream of rollouts on the test tasks."""
+        return self._evaluation_stream("test")
+
+    def predict_dataloader(self) -> IterationStream:
+        """The test tasks, for their transcripts."""
+        return self._evaluation_stream("test")
+
+    def _evaluation_stream(self, split: Split) -> IterationStream:
+        batches = evaluation_specs(
+            self.environment.tasks(split), self.evaluation, rank=rank(), world_size=world_size()
+        )
+
+        def play() -> Iterator[Rollout]:
+            for specs in batches:
+                rollout, _ = self._play(split, specs, self._trainer.current_epoch)
+                for listener in rollout_listeners(self._trainer):
+                    listener.on_rollout_end(self._trainer, self._module, rollout)
+                yield rollout
+
+        return IterationStream(play, len(batches))
+
+    # --- playing -------------------------------------------------------------------------------------------------
+
+    def _play(self, split: Split, specs: Sequence[EpisodeSpec], iteration: int) -> tuple[Rollout, GroupStatistics]:
+        collector, module, trainer = self._collector, self._module, self._trainer
+        assert collector is not None, "setup() has not run"
+        listeners = list(rollout_listeners(trainer))
+        for listener in listeners:
+            listener.on_rollout_start(trainer, module, split, len(specs))
+
+        def on_step(finished: int, active: int) -> None:
+            for listener in listeners:
+                listener.on_rollout_step(trainer, module, finished, active)
+
+        training = module.training
+        self.engine.wake()
+        self.engine.sync(module.policy, module.weight_version)
+        played = collector.play(
+            specs,
+            self._sampling(split),
+            iteration=iteration,
+            seed=stream_seed(split, self.seed),
+            max_turns=self.max_turns,
+            on_step=on_step,
+        )
+        self.engine.sleep()
+        module.train(training)
+        started = time.perf_counter()
+        whole = [episode for episode in played.episodes if episode.status != "aborted"]
+        weight = self.tool_reward_weight if split == "train" else 0.0
+        scored = [score_episode(episode, self.reward, self.filters, weight) for episode in whole]
+        # Held-out episodes are not compared with each other: no groups, no advantages.
+        statistics = GroupStatistics(np.zeros(0), np.zeros(0), 0)
+        if split == "train":
+            statistics = estimate_advantages(scored, self.advantage, self.filters)
+        rollout = Rollout(
+            split=split,
+            iteration=iteration,
+            episodes=scored,
+            aborted=[episode for episode in played.episodes if episode.status == "aborted"],
+            seconds={**played.seconds, "other": time.perf_counter() - started},
+        )
+        return rollout, statistics
+
+    def _sampling(self, split: Split) -> Sampling:
+        chosen = self.rollouts if split == "train" else self.evaluation
+        return Sampling(
+            max_new_tokens=self.max_response_tokens,
+            temperature=chosen.temperature,
+            stop_ids=self.agent.stop_ids,
+            top_p=chosen.top_p,
+            top_k=chosen.top_k,
+        )
+
+    # --- Lightning -----------------------------------------------------------------------------------------------
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        """Leave minibatches where they are: the module moves one micro-batch at a time."""
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Replay buffer of every rank and the reward baseline. Lightning calls it on every rank."""
+        return {
+            "baseline": self.baseline.state_dict(),
+            "replay": None if self.replay is None else gather(replay_to_state(self.replay)),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the reward baseline and this rank's replay buffer; entries are dealt anew if the ranks have changed."""
+        self.baseline.load_state_dict(state_dict["baseline"])
+        if self.replay is not None and state_dict["replay"] is not None:
+            load_replay(self.replay, state_dict["replay"], rank(), world_size())
+
+    @property
+    def _trainer(self) -> Any:
+        if self.trainer is None:
+            raise RuntimeError("the data module plays episodes with a trainer's policy: use it through a Trainer")
+        return self.trainer
+
+    @property
+    def _module(self) -> SpearModule:
+        return self._trainer.lightning_module  # type: ignore[no-any-return]

@@ -1,0 +1,47 @@
+"""The few collective operations of a SPEAR iteration; on one process each is the identity.
+
+They run a handful of times per iteration on small data (rewards, keys, counts): what is large — tokens — stays on the
+rank that played it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+def world_size() -> int:
+    """Number of processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process among them."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def gather(value: T) -> list[T]:
+    """The values of all ranks, in order of rank. Every rank must call it."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def concatenate(values: Iterable[T]) -> list[T]:
+    """The lists of all ranks, joined in order of rank. Every rank must call it."""
+    return [item for part in gather(list(values)) for item in part]
+
+
+def total(counts: Mapping[str, float]) -> dict[str, float]:
+    """Sums over ranks, name by name. Every rank must call it; names may differ between ranks."""
+    sums: dict[str, float] = {}
+    for part in gather(dict(counts)):
+        for name, value in part.items():
+            sums[name] = sums.get(name, 0.0) + value
+    return sums

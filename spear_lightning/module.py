@@ -1,0 +1,317 @@
+"""The LightningModule: a policy, its on-policy objective and the imitation of its own past successes.
+
+One training step is one optimizer step on one minibatch::
+
+    J = J_on-policy(fresh rows) + γ(t) · J_replay(replayed rows)
+
+The minibatch comes cut into micro-batches that fit in memory. Each contributes its share of losses that are normalised
+over the whole global minibatch, so the gradient does not depend on the cut or on the number of ranks. Optimization is
+manual, because the number of micro-batches varies from step to step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torch.optim import Optimizer
+
+from spear_lightning.algorithm.losses import PolicyLoss, PPOClip
+from spear_lightning.algorithm.objectives import Aggregation, aggregate_sum, denominator, k3_kl
+from spear_lightning.correction import RolloutCorrection
+from spear_lightning.distributed import rank, world_size
+from spear_lightning.environments.base import Split
+from spear_lightning.hooks import MicroBatchOutput, RolloutHooks, update_listeners
+from spear_lightning.learning_rate import LearningRateSchedule
+from spear_lightning.metrics import MetricStore
+from spear_lightning.policy import Policy, reference_of
+from spear_lightning.randomness import stream_seed
+from spear_lightning.rollout.batching import MicroBatch
+from spear_lightning.rollout.metrics import record_rollout
+from spear_lightning.rollout.minibatches import Minibatch, Part
+from spear_lightning.rollout.scored import Rollout
+
+OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], Optimizer]
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """One part of a minibatch together with how it enters the objective."""
+
+    source: str
+    part: Part
+    loss: PolicyLoss
+    weight: float
+
+
+class SpearModule(LightningModule, RolloutHooks):
+    """Trains a policy on fresh episodes and on replayed successes (paper §3, algorithm.md §2–3).
+
+    Args:
+        policy: the language model that acts.
+        loss: on-policy loss.
+        replay_loss: loss of replayed rows; ``None`` uses ``loss``.
+        aggregation: how token losses become one number.
+        max_response_length: L, the constant of ``seq-mean-token-sum-norm`` in tokens; ``None`` takes the largest
+            response that the data module's agent can write.
+        optimizer: makes the optimizer of the trainable parameters.
+        learning_rate: warm-up and decay of its learning rate, by update.
+        max_grad_norm: gradients are scaled down to this norm; ``None`` leaves them.
+        entropy_bonus: weight of the policy entropy in the objective (0: off).
+        reference_kl: weight of the k3 KL divergence to the policy as it was at the start (0: off).
+        correction: where the old log-probabilities come from and how rollouts by another engine are corrected.
+
+    Attributes:
+        imitation_weight: γ(t), set by ``CurriculumSchedule``; 1 without it.
+        weight_version: number of optimizer steps taken; names the weights that an episode was played with.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        loss: PolicyLoss = PPOClip(),  # noqa: B008 - frozen
+        replay_loss: PolicyLoss | None = None,
+        aggregation: Aggregation = "seq-mean-token-sum-norm",
+        max_response_length: int | None = None,
+        optimizer: OptimizerFactory = torch.optim.AdamW,
+        learning_rate: LearningRateSchedule = LearningRateSchedule(),  # noqa: B008 - frozen
+        max_grad_norm: float | None = 1.0,
+        entropy_bonus: float = 0.0,
+        reference_kl: float = 0.0,
+        correction: RolloutCorrection = RolloutCorrection(),  # noqa: B008 - frozen
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        if reference_kl < 0:
+            raise ValueError(f"model.reference_kl must not be negative: {reference_kl}")
+        if max_grad_norm is not None and max_grad_norm <= 0:
+            raise ValueError(f"model.max_grad_norm must be above 0 (null switches clipping off): {max_grad_norm}")
+        self.policy = policy
+        self.loss = loss
+        self.replay_loss = replay_loss or loss
+        self.aggregation: Aggregation = aggregation
+        self.max_response_length = max_response_length
+        self.max_grad_norm = max_grad_norm
+        self.entropy_bonus = entropy_bonus
+        self.correction = correction
+        self.reference_kl = reference_kl
+        self.reference = reference_of(policy) if reference_kl > 0 else None
+        self.imitation_weight = 1.0
+        self.weight_version = 0
+        self._optimizer_factory = optimizer
+        self._learning_rate = learning_rate
+        self._train_metrics = MetricStore()
+        self._evaluation_metrics = MetricStore()
+
+    # --- set-up --------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Optimizer:
+        """The optimizer of the parameters that require gradients.
+
+        Raises:
+            MisconfigurationException: its learning rate is 0.
+        """
+        optimizer = self._optimizer_factory([p for p in self.policy.parameters() if p.requires_grad])
+        if all(float(group["lr"]) == 0 for group in optimizer.param_groups):
+            raise MisconfigurationException(
+                "model.optimizer has a learning rate of 0, so nothing would be learned: set model.optimizer.init_args.lr"
+            )
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        return optimizer
+
+    def setup(self, stage: str) -> None:
+        """Resolve what depends on the data module."""
+        if self.max_response_length is None:
+            datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+            self.max_response_length = int(datamodule.max_response_length)
+
+    def on_train_epoch_start(self) -> None:
+        """Key the global random state (dropout) to the iteration, so that a resumed run draws what it would have drawn."""
+        seed = getattr(self.trainer.datamodule, "seed", 0)  # type: ignore[attr-defined]
+        torch.manual_seed(stream_seed("iteration", seed, self.current_epoch, self.global_rank))
+
+    # --- the update ----------------------------------------------------------------------------------------------
+
+    def training_step(self, minibatch: Minibatch, batch_idx: int) -> None:
+        """One optimizer step; skipped on all ranks together when no token carries a gradient."""
+        shares = [_Share("fresh", minibatch.fresh, self.loss, 1.0)]
+        if self.imitation_weight > 0:
+            shares.append(_Share("replay", minibatch.replay, self.replay_loss, self.imitation_weight))
+        if not self._has_signal(shares):
+            self._count("update/skipped", 1.0)
+            return
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        self._set_learning_rate(optimizer)
+        optimizer.zero_grad()
+        generator = torch.Generator(device=self.device)
+        work = [(share, micro_batch) for share in shares for micro_batch in share.part.micro_batches]
+        for number, (share, micro_batch) in enumerate(work):
+            generator.manual_seed(stream_seed("micro-batch", minibatch.seed, self.global_rank, number))
+            last = number == len(work) - 1
+            with nullcontext() if last else self._no_gradient_sync():
+                self._backward(share, micro_batch.to(self.device), minibatch.temperature, generator)
+        norm = self._clip_gradients()
+        optimizer.step()
+        self.weight_version += 1
+        self._train_metrics.mean("update/grad_norm", norm)
+        self._train_metrics.mean("update/learning_rate", optimizer.param_groups[0]["lr"])
+        self._count("update/steps", 1.0)
+
+    def _has_signal(self, shares: Sequence[_Share]) -> bool:
+        if self.entropy_bonus or self.reference_kl:
+            return any(share.part.tokens for share in shares)
+        return any(share.part.signal for share in shares)
+
+    def _backward(
+        self, share: _Share, batch: MicroBatch, temperature: float, generator: torch.Generator
+    ) -> None:
+        mask = batch.response_mask
+        stats = self.policy(batch.input_ids, batch.attention_mask, temperature, want=mask > 0)
+        token = share.loss(stats.logps, batch.old_logps, batch.advantages, mask, generator=generator)
+        per_token = token.loss if batch.weights is None else token.loss * batch.weights
+        if self.entropy_bonus and share.source == "fresh":
+            per_token = per_token - self.entropy_bonus * stats.entropies
+        if self.reference is not None and share.source == "fresh":
+            with torch.no_grad():
+                reference = self.reference(batch.input_ids, batch.attention_mask, temperature, want=mask > 0)
+            kl = k3_kl(stats.logps, reference.logps)
+            per_token = per_token + self.reference_kl * kl
+            self._train_metrics.mean("update/reference_kl", _mean(kl, mask), mask.sum())
+        counts = denominator(share.part.tokens, share.part.sequences, self.aggregation)
+        loss = share.weight * aggregate_sum(per_token, mask, self.aggregation, self.max_response_length) / counts
+        # Data-parallel strategies average gradients over ranks; each rank holds its share of one global sum.
+        self.manual_backward(loss * world_size())
+        self._record_micro_batch(share, batch, stats, token, loss)
+
+    def _record_micro_batch(self, share: _Share, batch: MicroBatch, stats: Any, token: Any, loss: Tensor) -> None:
+        mask, prefix = batch.response_mask, "update" if share.source == "fresh" else "replay"
+        tokens = mask.sum()
+        store = self._train_metrics
+        with torch.no_grad():
+            log_ratio = (stats.logps - batch.old_logps).clamp(-20, 20)
+            for name, value in (
+                ("clip_fraction", token.clip_fraction),
+                ("cov_fraction", token.cov_fraction),
+                ("approx_kl", token.approx_kl),
+                ("entropy", _mean(stats.entropies, mask)),
+                ("ratio", _mean(log_ratio.exp(), mask)),
+                ("advantage", _mean(batch.advantages, mask)),
+            ):
+                store.mean(f"{prefix}/{name}", value.detach(), tokens)
+            store.max(f"{prefix}/max_log_ratio", (log_ratio * mask).abs().max())
+            store.sum(f"{prefix}/loss", loss.detach() / self.trainer.num_training_batches)  # mean over the steps
+            store.sum(f"{prefix}/tokens", tokens)
+        output = MicroBatchOutput(share.source, stats.entropies.detach(), mask, batch.turns)
+        for callback in update_listeners(self.trainer):
+            callback.on_micro_batch_end(self.trainer, self, output)
+
+    def _clip_gradients(self) -> Tensor:
+        clips = getattr(self.trainer.strategy, "clip_gradients_and_norm", None)
+        if clips is not None:  # a strategy that shards gradients clips them itself
+            return torch.as_tensor(clips(self.max_grad_norm))
+        parameters = [p for p in self.policy.parameters() if p.grad is not None]
+        return torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm or float("inf"))
+
+    def _no_gradient_sync(self) -> Any:
+        strategy = self.trainer.strategy
+        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+
+    def _set_learning_rate(self, optimizer: LightningOptimizer) -> None:
+        factor = self._learning_rate.factor(self.weight_version)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+
+    def before_updates(self, minibatches: list[Minibatch]) -> list[Minibatch]:
+        """Apply the rollout correction with the weights as they are before the first update of an iteration."""
+        return self.correction.apply(minibatches, self.policy, self.device, self._train_metrics)
+
+    # --- metrics -------------------------------------------------------------------------------------------------
+
+    def on_rollout_end(self, trainer: Trainer, pl_module: LightningModule, rollout: Rollout) -> None:
+        """Take the rollout into the metrics of its split."""
+        record_rollout(self._store_of(rollout.split), rollout)
+
+    def record_counts(self, values: dict[str, float]) -> None:
+        """Take numbers that hold for the whole run, not for one rank (replay size, P50), into the training metrics."""
+        for name, value in values.items():
+            self._train_metrics.mean(name, value)
+
+    def _store_of(self, split: Split) -> MetricStore:
+        return self._train_metrics if split == "train" else self._evaluation_metrics
+
+    def _count(self, name: str, value: float) -> None:
+        # every rank takes the same steps: counted once
+        self._train_metrics.sum(name, value if rank() == 0 else 0.0)
+
+    def on_train_epoch_end(self) -> None:
+        """Log the iteration's metrics; the x axis is the iteration."""
+        self._train_metrics.sum("update/skipped", 0.0)
+        self._log_values(self._train_metrics.compute(self.device))
+
+    def validation_step(self, rollout: Rollout, batch_idx: int) -> None:
+        """Nothing to compute: the episodes were scored when they were played."""
+
+    def test_step(self, rollout: Rollout, batch_idx: int) -> None:
+        """Nothing to compute: the episodes were scored when they were played."""
+
+    def predict_step(self, rollout: Rollout, batch_idx: int) -> Rollout:
+        """The episodes themselves."""
+        return rollout
+
+    def on_validation_epoch_end(self) -> None:
+        """Log held-out results."""
+        self._log_values(self._evaluation_metrics.compute(self.device))
+
+    def on_test_epoch_end(self) -> None:
+        """Log test results."""
+        self._log_values(self._evaluation_metrics.compute(self.device))
+
+    def _log_values(self, values: dict[str, float]) -> None:
+        # already reduced over ranks; "step" moves the loggers' x axis from optimizer steps to iterations
+        self.log_dict({**values, "step": float(self.current_epoch)}, rank_zero_only=False, sync_dist=False)
+
+    # --- state ---------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what resume needs beyond weights and optimizer, and what the checkpoint is recognised by."""
+        checkpoint["spear"] = {
+            "weight_version": self.weight_version,
+            "imitation_weight": self.imitation_weight,
+            "policy": self.policy.fingerprint(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the counters.
+
+        Raises:
+            MisconfigurationException: the checkpoint is of another model or tokenizer, or not of this program.
+        """
+        if "spear" not in checkpoint:
+            raise MisconfigurationException(
+                "the checkpoint given as ckpt_path was not written by spear fit: give one of a run's own checkpoints"
+            )
+        state, mine = checkpoint["spear"], self.policy.fingerprint()
+        different = [name for name, value in mine.items() if state["policy"].get(name) != value]
+        if different:
+            raise MisconfigurationException(
+                "the checkpoint given as ckpt_path is of another model: "
+                + ", ".join(f"{name} is {state['policy'].get(name)}, here {mine[name]}" for name in different)
+                + "; set model.policy to the one it was trained with, or start without ckpt_path"
+            )
+        self.weight_version = int(state["weight_version"])
+        self.imitation_weight = float(state["imitation_weight"])
+
+
+def _mean(values: Tensor, mask: Tensor) -> Tensor:
+    return (values.detach() * mask).sum() / mask.sum().clamp(min=1)
+

@@ -1,0 +1,41 @@
+"""Scored episodes as training rows, as replay entries, and replay entries as training rows again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from spear_lightning.algorithm.replay import Drawn, ReplayEntry
+from spear_lightning.rollout.episode import Row, rows_of
+from spear_lightning.rollout.scored import ScoredEpisode
+
+
+def fresh_rows(scored: Iterable[ScoredEpisode]) -> dict[str, Row]:
+    """Rows that carry a loss, by a key that is unique over ranks and iterations."""
+    return {key: row for _, key, row in _rows(scored) if row.mask.any()}
+
+
+def admissible_entries(scored: Iterable[ScoredEpisode]) -> list[ReplayEntry]:
+    """Replay entries of the rows with a loss, a positive advantage and at least one tool call (algorithm.md §3)."""
+    return [
+        ReplayEntry(
+            key=key,
+            payload=row,
+            reward=item.reward,
+            advantage=row.advantage,
+            iteration=item.episode.iteration,
+        )
+        for item, key, row in _rows(scored)
+        if row.mask.any() and row.advantage > 0 and item.episode.tool_calls > 0
+    ]
+
+
+def recalibrated(drawn: Sequence[Drawn]) -> dict[str, Row]:
+    """Rows of drawn entries with their recalibrated advantage Ã; log-probabilities stay those they were played with."""
+    return {item.entry.key: item.entry.payload.with_advantage(item.advantage) for item in drawn}
+
+
+def _rows(scored: Iterable[ScoredEpisode]) -> Iterator[tuple[ScoredEpisode, str, Row]]:
+    for item in scored:
+        episode = item.episode
+        for turn, row in rows_of(episode, item.advantages, item.keep):
+            yield item, f"{episode.iteration}/{episode.group}/{episode.index}/{turn}", row
