@@ -1,0 +1,167 @@
+"""Sets of generated games on disk: made once, whole or not at all, by as many processes as ask for them."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from itertools import chain, repeat
+from pathlib import Path
+
+from spear_lightning.environments.alfworld.games import read_json, write_game
+from spear_lightning.environments.alfworld.generator import GeneratedGame, SceneSize, generate_game
+
+_FORMAT = 1  # raise when games of equal settings come out differently
+_INDEX = "index.json"
+_PARALLEL_FROM = 64  # games; starting processes costs about a second
+_CHUNK = 8  # games a worker process makes at a time
+
+Recipe = tuple[str, int, SceneSize]
+"""Task type, seed and scene size: the arguments of :func:`~.generator.generate_game`."""
+
+
+@dataclass(frozen=True, slots=True)
+class GameSet:
+    """Settings of a set of generated games.
+
+    Attributes:
+        kinds: task types, which take turns.
+        first_seed: seed of the first game.
+        count: number of games.
+        scene: size of the rooms.
+    """
+
+    kinds: tuple[str, ...]
+    first_seed: int
+    count: int
+    scene: SceneSize
+
+    @property
+    def name(self) -> str:
+        """Folder name: a digest of the settings and of what else decides the games."""
+        settings = {
+            "format": _FORMAT,
+            "alfworld": version("alfworld"),
+            "textworld": version("textworld"),
+            **asdict(self),
+        }
+        return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+    def recipes(self) -> list[Recipe]:
+        """Arguments of :func:`generate_game` for each game."""
+        return [
+            (self.kinds[number % len(self.kinds)], self.first_seed + number, self.scene) for number in range(self.count)
+        ]
+
+
+def make_game_set(root: Path, games: GameSet, label: str) -> list[tuple[str, str]]:
+    """Generate a set of games unless it is there already.
+
+    Args:
+        root: folder of sets; translations go to ``<root>/translations``.
+        games: settings.
+        label: what the set is called in the progress bar.
+
+    Returns:
+        ``(id, task type)`` of each game in the order of their seeds; an id is a game's folder relative to ``root``.
+
+    Raises:
+        ValueError: the folder cannot be written; the message names it.
+    """
+    folder = root / games.name
+    if not (folder / _INDEX).exists():
+        try:
+            with _alone(root, games.name):
+                if not (folder / _INDEX).exists():
+                    _generate(root, games, label)
+        except OSError as error:
+            raise ValueError(f"cannot write generated ALFWorld games under {root} ({error}): set cache_dir") from error
+    entries = read_json(folder / _INDEX)["games"]
+    return [(f"{games.name}/{name}", kind) for name, kind in entries]
+
+
+@contextlib.contextmanager
+def _alone(root: Path, name: str) -> Iterator[None]:
+    """Let one process at a time make a set; the others wait for it instead of doing the same work."""
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / f"{name}.lock", "w") as lock:
+        with contextlib.suppress(OSError):  # a file system without locks: work is doubled, the rename below decides
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _generate(root: Path, games: GameSet, label: str) -> None:
+    partial = Path(tempfile.mkdtemp(dir=root, prefix=f"{games.name}.partial-"))
+    try:
+        entries = []
+        for game, walkthrough in _progress(_solved(games, root / "translations"), games.count, label):
+            path = write_game(partial, game, walkthrough)
+            entries.append((path.relative_to(partial).as_posix(), game.kind))
+        settings = {"settings": asdict(games), "games": entries}
+        (partial / _INDEX).write_text(json.dumps(settings, indent=1), encoding="utf-8")
+        os.chmod(partial, 0o755)
+        try:
+            os.rename(partial, root / games.name)  # complete or absent
+        except OSError:
+            if not (root / games.name / _INDEX).exists():  # otherwise another process was first
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _solved(games: GameSet, translations: Path) -> Iterator[tuple[GeneratedGame, list[str]]]:
+    recipes = games.recipes()
+    workers = min(os.cpu_count() or 1, 16, len(recipes) // (_PARALLEL_FROM // 2))
+    if workers < 2:
+        yield from solved_games(translations, recipes)
+        return
+    chunks = [recipes[start : start + _CHUNK] for start in range(0, len(recipes), _CHUNK)]
+    # Spawned, not forked: the caller may hold threads. Processes, not threads: the translator is not thread-safe.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from chain.from_iterable(pool.map(_solved_chunk, repeat(translations), chunks))
+
+
+def _solved_chunk(translations: Path, recipes: list[Recipe]) -> list[tuple[GeneratedGame, list[str]]]:
+    return list(solved_games(translations, recipes))
+
+
+def solved_games(translations: Path | None, recipes: Iterable[Recipe]) -> Iterator[tuple[GeneratedGame, list[str]]]:
+    """Draw games and let the planner prove that each can be won.
+
+    Args:
+        translations: folder where translations are kept for play, or ``None``.
+        recipes: task type, seed and scene size of each game.
+
+    Yields:
+        Each game with the planner's walkthrough, which is never empty.
+    """
+    from spear_lightning.environments.alfworld.engine import GameCache, Planner
+
+    with contextlib.closing(Planner(GameCache(translations))) as planner:
+        for kind, seed, scene in recipes:
+            game = generate_game(kind, seed, scene)
+            walkthrough = planner.solve(game.entries)
+            if not walkthrough:
+                raise RuntimeError(f"the planner cannot win the game {kind}, seed {seed}: the generator is at fault")
+            yield game, walkthrough
+
+
+def _progress(
+    games: Iterator[tuple[GeneratedGame, list[str]]], count: int, label: str
+) -> Iterator[tuple[GeneratedGame, list[str]]]:
+    if count < _PARALLEL_FROM or not sys.stderr.isatty():
+        return games
+    from rich.console import Console
+    from rich.progress import track
+
+    return iter(track(games, f"ALFWorld {label} games", total=count, console=Console(stderr=True), transient=True))

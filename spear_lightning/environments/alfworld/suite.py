@@ -1,0 +1,183 @@
+"""The ALFWorld task suite: which games there are, and who plays them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from spear_lightning.environments.alfworld.games import GameList, read_split
+from spear_lightning.environments.alfworld.generated import GameSet, make_game_set
+from spear_lightning.environments.alfworld.generator import SceneSize
+from spear_lightning.environments.alfworld.rooms import TASK_TYPES
+from spear_lightning.environments.base import Split, Task, TaskSuite
+
+if TYPE_CHECKING:
+    from spear_lightning.environments.alfworld.engine import GameCache
+    from spear_lightning.environments.alfworld.environment import ALFWorldEnv
+
+logger = logging.getLogger(__name__)
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spear-lightning"
+
+
+class ALFWorld(TaskSuite):
+    """ALFWorld games, generated here or downloaded.
+
+    Args:
+        games: ``generated`` (made once from the files the package ships, kept under ``cache_dir``) or ``official``.
+        data_dir: folder of official games, the one that holds ``json_2.1.1``; default ``$ALFWORLD_DATA``, else
+            ``~/.cache/alfworld``, where ``alfworld-download`` puts them.
+        cache_dir: where generated games and translations are kept; default ``$XDG_CACHE_HOME/spear-lightning``, else
+            ``~/.cache/spear-lightning``.
+        task_types: which of the six task types to play; default all.
+        train: number of generated training games. Official data has its own numbers.
+        validation: number of generated validation games.
+        test: number of generated test games.
+        train_seed: first seed of the generated training games; game ``i`` has seed ``train_seed + i``.
+        validation_seed: first seed of the validation games.
+        test_seed: first seed of the test games.
+        scene: how large generated rooms are.
+        max_steps: steps after which an episode is cut.
+
+    Raises:
+        ValueError: an argument cannot be used; the message names it.
+    """
+
+    def __init__(
+        self,
+        games: Literal["generated", "official"] = "generated",
+        data_dir: str | None = None,
+        cache_dir: str | None = None,
+        task_types: list[str] | None = None,
+        train: int = 480,
+        validation: int = 96,
+        test: int = 192,
+        train_seed: int = 0,
+        validation_seed: int = 1_000_000,
+        test_seed: int = 2_000_000,
+        scene: SceneSize | None = None,
+        max_steps: int = 50,
+    ) -> None:
+        kinds = tuple(TASK_TYPES if task_types is None else task_types)
+        unknown = [kind for kind in kinds if kind not in TASK_TYPES]
+        if unknown or not kinds or len(set(kinds)) < len(kinds):
+            raise ValueError(f"task_types must name some of {', '.join(TASK_TYPES)}, each once; got {list(kinds)}")
+        if games not in ("generated", "official"):
+            raise ValueError(f"games must be 'generated' or 'official', got {games!r}")
+        if max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, got {max_steps}")
+        self.max_steps = max_steps
+        self._cache_dir = (Path(cache_dir).expanduser() if cache_dir else _user_cache()) / "alfworld"
+        self._source: _Generated | _Official
+        if games == "generated":
+            counts: dict[Split, int] = {"train": train, "validation": validation, "test": test}
+            seeds: dict[Split, int] = {"train": train_seed, "validation": validation_seed, "test": test_seed}
+            self._source = _Generated.checked(self._cache_dir, kinds, counts, seeds, scene or SceneSize())
+        else:
+            folder = data_dir or os.environ.get("ALFWORLD_DATA") or "~/.cache/alfworld"
+            self._source = _Official(Path(folder).expanduser(), kinds)
+        self._games: GameCache | None = None  # made in the process that plays
+
+    def prepare(self) -> None:
+        """Generate the games, or check the data folder. Safe to run in several processes at once.
+
+        Raises:
+            ValueError: ALFWorld is not installed, or its data cannot be used; the message says what to do.
+        """
+        _require_alfworld()
+        self._source.prepare()
+
+    def tasks(self, split: Split) -> Sequence[Task]:
+        """The games of ``split``; task types take turns, so any first part of the list is balanced.
+
+        Raises:
+            ValueError: the split has no games; the message names the folder or setting.
+        """
+        _require_alfworld()
+        return tuple(Task(id=name, kind=kind) for name, kind in self._source.games(split))
+
+    def make(self) -> ALFWorldEnv:
+        """A fresh environment. The environments of a process share loaded games."""
+        _require_alfworld()
+        from spear_lightning.environments.alfworld.engine import GameCache
+        from spear_lightning.environments.alfworld.environment import ALFWorldEnv
+
+        if self._games is None:
+            self._games = GameCache(self._cache_dir / "translations")
+        return ALFWorldEnv(self._source.root, self._games, self.max_steps)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker process is sent: the settings, without loaded games."""
+        return {**self.__dict__, "_games": None}
+
+
+@dataclass
+class _Generated:
+    """Games made here, one folder for each split."""
+
+    root: Path
+    sets: dict[Split, GameSet]
+
+    @classmethod
+    def checked(
+        cls, root: Path, kinds: tuple[str, ...], counts: dict[Split, int], seeds: dict[Split, int], scene: SceneSize
+    ) -> _Generated:
+        for split, count in counts.items():
+            if count < 1:
+                raise ValueError(f"{split} must be at least 1 game, got {count}")
+            if seeds[split] < 0:
+                raise ValueError(f"{split}_seed must not be negative, got {seeds[split]}")
+        names = sorted(seeds, key=lambda split: seeds[split])
+        for first, second in pairwise(names):
+            if seeds[first] + counts[first] > seeds[second]:
+                raise ValueError(
+                    f"the {first} games (seeds {seeds[first]} to {seeds[first] + counts[first] - 1}) overlap the "
+                    f"{second} games (from seed {seeds[second]}): move {second}_seed up or ask for fewer games"
+                )
+        return cls(root, {split: GameSet(kinds, seeds[split], counts[split], scene) for split in counts})
+
+    def prepare(self) -> None:
+        for split, games in self.sets.items():
+            make_game_set(self.root, games, split)
+
+    def games(self, split: Split) -> Sequence[tuple[str, str]]:
+        return make_game_set(self.root, self.sets[split], split)
+
+
+@dataclass
+class _Official:
+    """Downloaded games."""
+
+    root: Path
+    kinds: tuple[str, ...]
+    lists: dict[Split, GameList] = field(default_factory=dict)
+
+    def prepare(self) -> None:
+        self.games("train")
+
+    def games(self, split: Split) -> Sequence[tuple[str, str]]:
+        if split not in self.lists:
+            found = self.lists[split] = read_split(self.root, split, self.kinds)
+            if found.unsolvable or found.unsupported:
+                logger.info(
+                    "ALFWorld %s: %d games; left out %d not marked solvable and %d with movable receptacles or slices",
+                    *(split, len(found.games), found.unsolvable, found.unsupported),
+                )
+        return self.lists[split].games
+
+
+def _require_alfworld() -> None:
+    missing = [name for name in ("alfworld", "textworld", "fast_downward") if find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"ALFWorld needs the Python package {missing[0]}, which is not installed: "
+            "pip install 'spear-lightning[alfworld]'"
+        )

@@ -1,0 +1,149 @@
+"""PDDL games translated to the planner's format (SAS+) once, in memory and on disk.
+
+Fast Downward's translator is Python and takes a tenth of a second a game; TextWorld runs it four times to load and
+start one. Its result depends on the domain and problem texts only (not on hash seeds: compared), so it is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+_FORMAT = "1"  # raise when what is stored changes
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """What TextWorld takes from the translator.
+
+    Attributes:
+        sas: the planning task in SAS+ text, without any pruning.
+        actions: for each action schema, its parameters as ``(name, type)``.
+        types: each type with the names of its supertypes.
+        objects: object name to type name.
+        facts: initial facts as ``(predicate, arguments)``.
+        fluents: predicates that some action changes; all others hold for the whole game.
+    """
+
+    sas: str
+    actions: dict[str, list[tuple[str, str]]]
+    types: list[tuple[str, list[str]]]
+    objects: dict[str, str]
+    facts: list[tuple[str, list[str]]]
+    fluents: list[str]
+
+
+@contextlib.contextmanager
+def _arguments_kept() -> Iterator[None]:
+    # The translator reads its options from sys.argv and overwrites it.
+    before = sys.argv
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def translate(domain: str, problem: str) -> Translation:
+    """Run Fast Downward's translator. Not thread-safe: it swaps ``sys.argv`` and ``sys.stdout`` while it runs.
+
+    Args:
+        domain: PDDL text of the domain.
+        problem: PDDL text of the problem.
+
+    Returns:
+        The translation, with the same options as TextWorld's own.
+    """
+    import fast_downward
+
+    with _arguments_kept():
+        task, sas = fast_downward.pddl2sas(domain, problem)
+    # As in textworld.envs.pddl.logic.PddlState: equality is no fact, and the only function counts costs.
+    facts = [
+        (atom.predicate, list(atom.args))
+        for atom in task.init
+        if isinstance(atom, fast_downward.translate.pddl.conditions.Atom) and atom.predicate != "="
+    ]
+    return Translation(
+        sas=sas,
+        actions={
+            action.name: [(parameter.name.strip("?"), parameter.type_name) for parameter in action.parameters]
+            for action in task.actions
+        },
+        types=[(type_.name, list(type_.supertype_names)) for type_ in task.types],
+        objects={object_.name: object_.type_name for object_ in task.objects},
+        facts=facts,
+        fluents=sorted({effect.literal.predicate for action in task.actions for effect in action.effects}),
+    )
+
+
+def translate_for_planning(domain: str, problem: str) -> str:
+    """SAS+ text pruned for search, which the planner needs and play does not. Not thread-safe either."""
+    import fast_downward
+
+    with _arguments_kept():
+        _, sas = fast_downward.pddl2sas(domain, problem, optimize=True)
+    return str(sas)
+
+
+class TranslationStore:
+    """Translations on disk, named by a digest of what they depend on.
+
+    Args:
+        folder: where they are kept (about 12 KB a game); made on first use. ``None`` keeps nothing on disk.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+
+    def get(self, domain: str, problem: str) -> Translation:
+        """The translation of a game: read if it is on disk and whole, else made and, if the disk permits, kept."""
+        if self._folder is None:
+            return translate(domain, problem)
+        path = self._path(self._folder, domain, problem)
+        stored = _read(path)
+        if stored is None:
+            stored = translate(domain, problem)
+            # A full or read-only disk costs time, never a run.
+            with contextlib.suppress(OSError):
+                _write(path, stored)
+        return stored
+
+    @staticmethod
+    def _path(folder: Path, domain: str, problem: str) -> Path:
+        digest = hashlib.blake2b(digest_size=16)
+        for part in (_FORMAT, version("textworld"), domain, problem):
+            digest.update(part.encode())
+            digest.update(b"\0")
+        name = digest.hexdigest()
+        return folder / name[:2] / f"{name}.json.gz"
+
+
+def _read(path: Path) -> Translation | None:
+    try:
+        fields = json.loads(gzip.decompress(path.read_bytes()))
+        return Translation(**fields)
+    except (OSError, EOFError, ValueError, TypeError):  # absent, cut off, or not ours: make it anew
+        return None
+
+
+def _write(path: Path, translation: Translation) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(asdict(translation), separators=(",", ":"))
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(gzip.compress(text.encode(), compresslevel=6, mtime=0))
+        os.replace(partial, path)  # complete or absent, also when two processes write it at once
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+        raise
