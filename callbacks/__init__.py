@@ -1,1 +1,9 @@
 """Callbacks: curriculum, entropy monitoring, rollout logs, progress and reports."""
+
+from spear_lightning.callbacks.curriculum import CurriculumSchedule
+from spear_lightning.callbacks.entropy import EntropyMonitor
+from spear_lightning.callbacks.progress import RolloutProgress
+from spear_lightning.callbacks.report import LearningCurve
+from spear_lightning.callbacks.rollouts import RolloutLog
+
+__all__ = ["CurriculumSchedule", "EntropyMonitor", "LearningCurve", "RolloutLog", "RolloutProgress"]

@@ -1,0 +1,212 @@
+"""Episodes as text: JSON records for programs, transcripts for people. What the policy wrote is hostile input."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from spear_lightning.randomness import stream_seed
+from spear_lightning.rollout.episode import Episode, Turn
+from spear_lightning.rollout.scored import Rollout, ScoredEpisode
+
+# Characters of one observation or response that a transcript shows; the JSON record has all of them.
+SHOWN = 2000
+
+
+def record(split: str, iteration: int, rank: int, episode: Episode, scored: ScoredEpisode | None) -> dict[str, Any]:
+    """An episode as a dictionary that strict JSON can hold.
+
+    Args:
+        split: which tasks were played.
+        iteration: number that the file is named by.
+        rank: of the process that played it.
+        episode: as played.
+        scored: what the algorithm made of it; ``None`` for an aborted episode.
+    """
+    entry: dict[str, Any] = {
+        "split": split,
+        "iteration": iteration,
+        "rank": rank,
+        "task": {"id": well_formed(episode.task.id), "kind": well_formed(episode.task.kind), "seed": episode.task.seed},
+        "group": episode.group,
+        "index": episode.index,
+        "context": episode.context,
+        "weight_version": episode.weight_version,
+        "status": episode.status,
+        "reason": well_formed(episode.reason),
+        "success": bool(episode.success),
+        "score": _number(episode.score),
+    }
+    if scored is not None:
+        entry |= {
+            "reward": _number(scored.reward),
+            "parts": {name: _number(value) for name, value in scored.parts.items()},
+            "filters": sorted(scored.filters),
+            "group_kept": bool(scored.group_kept),
+            "group_mean": _number(scored.group_mean),
+            "group_std": _number(scored.group_std),
+        }
+    turns = [_turn_record(turn) for turn in episode.turns]
+    if scored is not None:
+        for name in ("advantages", "keep", "turn_rewards"):
+            values = getattr(scored, name)
+            if len(values) == len(turns):
+                key = {"advantages": "advantage", "turn_rewards": "shaped_reward"}.get(name, name)
+                for turn, value in zip(turns, values.tolist(), strict=True):
+                    turn[key] = value if isinstance(value, bool) else _number(value)
+    entry["turns"] = turns
+    return entry
+
+
+def _turn_record(turn: Turn) -> dict[str, Any]:
+    return {
+        "observation": well_formed(turn.observation),
+        "response": well_formed(turn.text),
+        "action": None if turn.action is None else well_formed(turn.action),
+        "valid": bool(turn.valid),
+        "tool_call": bool(turn.tool_call),
+        "reward": _number(turn.reward),
+        "finish": turn.finish,
+        "prompt_tokens": len(turn.prompt_ids),
+        "response_tokens": len(turn.response_ids),
+        "logp": _number(_mean(turn.logps)),
+        "entropy": _number(_mean(turn.entropies)),
+    }
+
+
+def _mean(values: np.ndarray[Any, Any]) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean(dtype=np.float64)) if known.size else math.nan
+
+
+def _number(value: float) -> float | None:
+    """JSON has neither NaN nor infinity."""
+    return float(value) if math.isfinite(value) else None
+
+
+def well_formed(text: str) -> str:
+    """``text`` with lone surrogates, which no strict JSON or UTF-8 reader accepts, replaced by U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def printable(text: str) -> str:
+    r"""``text`` with whatever acts on a terminal or hides (controls, formats, surrogates) written as ``\u{…}``."""
+    return "".join(
+        character
+        if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        else f"\\u{{{ord(character):x}}}"
+        for character in text
+    )
+
+
+def notable(rollout: Rollout) -> dict[str, tuple[tuple[float, ...], ScoredEpisode]]:
+    """The best, the worst and a random episode of this rank.
+
+    Returns:
+        By name, a key and the episode. Over ranks, the one with the smallest key is the best, worst or random one of
+        all: the choice does not depend on how episodes are spread over ranks.
+    """
+    if not rollout.episodes:
+        return {}
+
+    def order(item: ScoredEpisode) -> tuple[int, int]:
+        return item.episode.group, item.episode.index
+
+    def ranked(reward: float) -> float:
+        return reward if math.isfinite(reward) else math.inf
+
+    keys: dict[str, Callable[[ScoredEpisode], tuple[float, ...]]] = {
+        "best": lambda item: (-ranked(item.reward), *order(item)),
+        "worst": lambda item: (ranked(item.reward), *order(item)),
+        "random": lambda item: (stream_seed("transcript", rollout.iteration, *order(item)), *order(item)),
+    }
+    chosen = {}
+    for name, key in keys.items():
+        episode = min(rollout.episodes, key=key)
+        chosen[name] = (key(episode), episode)
+    return chosen
+
+
+def transcript(title: str, scored: ScoredEpisode) -> str:
+    """An episode in Markdown that shows the text exactly as text: no markup or control character of it takes effect.
+
+    Args:
+        title: heading.
+        scored: the episode.
+    """
+    episode = scored.episode
+    outcome = "solved" if episode.success else "not solved"
+    parts = ", ".join(f"{name} {value:g}" for name, value in scored.parts.items())
+    remarks = [
+        f"**{outcome}** ({episode.status}{': ' + _inline(episode.reason) if episode.reason else ''}), "
+        f"reward {scored.reward:.4g}" + (f" ({parts})" if parts else ""),
+        f"task {_inline(episode.task.id)}"
+        + (f", type {_inline(episode.task.kind)}" if episode.task.kind else "")
+        + f", group {episode.group} (reward {scored.group_mean:.4g} ± {scored.group_std:.4g}), episode {episode.index}",
+    ]
+    if scored.filters:
+        remarks.append(f"filtered: {', '.join(sorted(scored.filters))}")
+    if not scored.group_kept:
+        remarks.append("the whole group was left out of training")
+    lines = [f"## {title}", "", *(f"- {remark}" for remark in remarks), ""]
+    for number, turn in enumerate(episode.turns):
+        lines += [
+            f"### Turn {number + 1}",
+            "",
+            _fenced(turn.observation),
+            "",
+            f"**answer** ({_remarks(scored, number)})",
+        ]
+        lines += ["", _fenced(turn.text), ""]
+    return "\n".join(lines)
+
+
+def _remarks(scored: ScoredEpisode, number: int) -> str:
+    turn = scored.episode.turns[number]
+    remarks = [f"{len(turn.response_ids)} tokens", f"entropy {_mean(turn.entropies):.3f}"]
+    if len(scored.advantages) > number:
+        remarks.append(f"advantage {scored.advantages[number]:+.3f}")
+    if turn.finish == "length":
+        remarks.append("cut at the length limit")
+    if turn.action is None:
+        remarks.append("**void: no action found**")
+    elif not turn.valid:
+        remarks.append("**invalid**")
+    return ", ".join(remarks)
+
+
+def _shown(text: str) -> str:
+    more = len(text) - SHOWN
+    return printable(text[:SHOWN]) + (f"\n… ({more} more characters)" if more > 0 else "")
+
+
+def _fenced(text: str) -> str:
+    """A code block whose fence is longer than any run of backticks in the text, so that the text cannot close it."""
+    shown = _shown(text)
+    fence = "`" * max(3, 1 + _longest_run(shown))
+    return f"{fence}text\n{shown}\n{fence}"
+
+
+def _inline(text: str) -> str:
+    shown = printable(text[:200]).replace("\n", " ")
+    fence = "`" * (1 + _longest_run(shown))
+    return f"{fence} {shown} {fence}"
+
+
+def _longest_run(text: str) -> int:
+    return max((len(run) for run in re.findall("`+", text)), default=0)
+
+
+def pick(candidates: Sequence[dict[str, tuple[tuple[float, ...], str]]]) -> dict[str, str]:
+    """The transcripts with the smallest keys of all ranks, by name, in the order best, worst, random.
+
+    Args:
+        candidates: per rank, what :func:`notable` found, rendered.
+    """
+    names = [name for name in ("best", "worst", "random") if any(name in found for found in candidates)]
+    return {name: min(found[name] for found in candidates if name in found)[1] for name in names}
