@@ -27,6 +27,7 @@ from textworld.logic import Action, Placeholder, Proposition, State, Type, Varia
 
 from spear_lightning.environments.alfworld.games import read_game
 from spear_lightning.environments.alfworld.grammar import Logic, LogicParser, Parses
+from spear_lightning.environments.alfworld.planner_library import load_library
 from spear_lightning.environments.alfworld.translation import (
     Translation,
     TranslationStore,
@@ -74,6 +75,15 @@ class GameCache:
         self._parser = LogicParser(Parses())
         self._games: OrderedDict[str, LoadedGame] = OrderedDict()
         self._capacity = capacity
+        self._libraries: list[Any] = []
+
+    def borrow_library(self) -> Any:
+        """A copy of the planner for one environment: one given back before, or a new one."""
+        return self._libraries.pop() if self._libraries else load_library()
+
+    def return_library(self, library: Any) -> None:
+        """Take back a copy of the planner that its environment no longer needs."""
+        self._libraries.append(library)
 
     def load(self, path: str) -> LoadedGame:
         """The game in the file ``path``.
@@ -236,7 +246,9 @@ class CachedPddlEnv(PddlEnv):  # type: ignore[misc]  # TextWorld is untyped
     """
 
     def __init__(self, infos: textworld.EnvInfos, cache: GameCache) -> None:
-        super().__init__(infos)
+        # Not PddlEnv.__init__, which copies 34 MB for each environment; what it calls in its turn is called here.
+        textworld.Environment.__init__(self, infos)
+        self.downward_lib = cache.borrow_library()
         self._cache = cache
         self._started: CachedState | None = None
 
@@ -314,10 +326,10 @@ class CachedPddlEnv(PddlEnv):  # type: ignore[misc]  # TextWorld is untyped
             state["policy_commands"] = self._pddl_state.replan(self._entity_infos)
 
     def close(self) -> None:
-        """Unload this environment's copy of the planner."""
+        """Give this environment's copy of the planner back; the environment cannot be used any more."""
         library, self.downward_lib = getattr(self, "downward_lib", None), None
         if library is not None:
-            fast_downward.close_lib(library)
+            self._cache.return_library(library)
 
 
 def make_engine(cache: GameCache, infos: textworld.EnvInfos | None = None) -> AlfredInfos:
@@ -354,5 +366,5 @@ class Planner:
         return list(self._env.reset()["policy_commands"])
 
     def close(self) -> None:
-        """Unload the planner."""
+        """Give the planner back."""
         self._env.close()

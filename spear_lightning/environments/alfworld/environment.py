@@ -20,9 +20,10 @@ _LONGEST = 100_000  # characters; a bound that Gymnasium's text space asks for
 class ALFWorldEnv(gymnasium.Env[str, str]):
     """One household game at a time, on the real ALFWorld engine.
 
-    ``info`` carries ``admissible_actions`` (list of str, without ``help``), ``won`` (bool), ``anchor`` (the observation,
-    as the state's name in GiGPO's step groups), ``task`` (the instruction) and ``task_type``. The reward is 1 for the step
-    that wins and 0 otherwise. What the engine does not understand, text or not, is answered by ``Nothing happens.``.
+    ``info`` carries ``admissible_actions`` (list of str, without ``help``), ``won`` (bool), ``anchor`` (the
+    observation, which names the state in GiGPO's step groups), ``task`` (the instruction) and ``task_type``. The reward
+    is 1 for the step that wins and 0 otherwise. What the engine does not understand, text or not, is answered by
+    ``Nothing happens.``.
 
     Args:
         root: data folder in ALFWorld's layout; a task's id is a game's folder relative to it.
@@ -98,5 +99,5 @@ class ALFWorldEnv(gymnasium.Env[str, str]):
         }
 
     def close(self) -> None:
-        """Unload the engine."""
+        """Give the engine back to the cache."""
         self._engine.close()

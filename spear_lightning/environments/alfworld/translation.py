@@ -7,6 +7,7 @@ start one. Its result depends on the domain and problem texts only (not on hash 
 from __future__ import annotations
 
 import contextlib
+import gc
 import gzip
 import hashlib
 import json
@@ -43,13 +44,17 @@ class Translation:
 
 
 @contextlib.contextmanager
-def _arguments_kept() -> Iterator[None]:
-    # The translator reads its options from sys.argv and overwrites it.
-    before = sys.argv
+def _translator() -> Iterator[None]:
+    """Undo what the translator does to the process, and spare it a quarter of its time."""
+    arguments = sys.argv  # it reads its options from there and overwrites them
+    collecting = gc.isenabled()
+    gc.disable()  # it allocates many small objects and few cycles
     try:
         yield
     finally:
-        sys.argv = before
+        sys.argv = arguments
+        if collecting:
+            gc.enable()
 
 
 def translate(domain: str, problem: str) -> Translation:
@@ -64,7 +69,7 @@ def translate(domain: str, problem: str) -> Translation:
     """
     import fast_downward
 
-    with _arguments_kept():
+    with _translator():
         task, sas = fast_downward.pddl2sas(domain, problem)
     # As in textworld.envs.pddl.logic.PddlState: equality is no fact, and the only function counts costs.
     facts = [
@@ -89,7 +94,7 @@ def translate_for_planning(domain: str, problem: str) -> str:
     """SAS+ text pruned for search, which the planner needs and play does not. Not thread-safe either."""
     import fast_downward
 
-    with _arguments_kept():
+    with _translator():
         _, sas = fast_downward.pddl2sas(domain, problem, optimize=True)
     return str(sas)
 
