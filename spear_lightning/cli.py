@@ -16,6 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from spear_lightning.loggers import MetricsCSV
 from spear_lightning.datamodule import RolloutDataModule
 from spear_lightning.module import SpearModule
 
@@ -23,7 +24,7 @@ USAGE = "spear {fit,validate,test,predict,warmstart} [-c CONFIG.yaml ...] [--key
 
 
 class SpearCLI(LightningCLI):
-    """LightningCLI with a run directory, one seed for everything and TensorBoard by default."""
+    """LightningCLI with a run directory, one seed for everything, and TensorBoard and ``metrics.csv`` by default."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add ``run.directory``; the seed of the run is the seed of the data module."""
@@ -34,10 +35,11 @@ class SpearCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer; its events go straight into the run directory unless a logger is configured."""
+        """The trainer; it logs straight into the run directory unless loggers are configured."""
         config = self.config[self.subcommand] if self.subcommand else self.config
         if config.get("trainer.logger") in (None, True):
-            kwargs["logger"] = TensorBoardLogger(config["run.directory"], name="", version="")
+            directory = config["run.directory"]
+            kwargs["logger"] = [TensorBoardLogger(directory, name="", version=""), MetricsCSV(directory)]
         return super().instantiate_trainer(**kwargs)
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -36,6 +38,11 @@ def gather(value: T) -> list[T]:
 def concatenate(values: Iterable[T]) -> list[T]:
     """The lists of all ranks, joined in order of rank. Every rank must call it."""
     return [item for part in gather(list(values)) for item in part]
+
+
+def total_over_ranks(count: Tensor) -> Tensor:
+    """The sum of a scalar over ranks. Every rank must call it."""
+    return count if world_size() == 1 else torch.stack(gather(count.cpu())).sum(0)
 
 
 def total(counts: Mapping[str, float]) -> dict[str, float]:

@@ -11,6 +11,7 @@ manual, because the number of micro-batches varies from step to step.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -25,9 +26,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from spear_lightning.algorithm.losses import PolicyLoss, PPOClip
-from spear_lightning.algorithm.objectives import Aggregation, aggregate_sum, denominator, k3_kl
+from spear_lightning.algorithm.objectives import Aggregation, aggregate_sum, k3_kl, normalizer
 from spear_lightning.correction import RolloutCorrection
-from spear_lightning.distributed import rank, world_size
+from spear_lightning.distributed import rank, total_over_ranks, world_size
 from spear_lightning.environments.base import Split
 from spear_lightning.hooks import MicroBatchOutput, RolloutHooks, update_listeners
 from spear_lightning.learning_rate import LearningRateSchedule
@@ -36,7 +37,7 @@ from spear_lightning.policy import Policy, reference_of
 from spear_lightning.randomness import stream_seed
 from spear_lightning.rollout.batching import MicroBatch
 from spear_lightning.rollout.metrics import record_rollout
-from spear_lightning.rollout.minibatches import Minibatch, Part
+from spear_lightning.rollout.minibatches import Minibatch, Part, Source
 from spear_lightning.rollout.scored import Rollout
 
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], Optimizer]
@@ -46,10 +47,11 @@ OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], Optimizer]
 class _Share:
     """One part of a minibatch together with how it enters the objective."""
 
-    source: str
+    source: Source
     part: Part
     loss: PolicyLoss
     weight: float
+    normalizer: float
 
 
 class SpearModule(LightningModule, RolloutHooks):
@@ -143,9 +145,10 @@ class SpearModule(LightningModule, RolloutHooks):
 
     def training_step(self, minibatch: Minibatch, batch_idx: int) -> None:
         """One optimizer step; skipped on all ranks together when no token carries a gradient."""
-        shares = [_Share("fresh", minibatch.fresh, self.loss, 1.0)]
+        started = time.perf_counter()
+        shares = [self._share("fresh", minibatch.fresh, self.loss, 1.0)]
         if self.imitation_weight > 0:
-            shares.append(_Share("replay", minibatch.replay, self.replay_loss, self.imitation_weight))
+            shares.append(self._share("replay", minibatch.replay, self.replay_loss, self.imitation_weight))
         if not self._has_signal(shares):
             self._count("update/skipped", 1.0)
             return
@@ -166,6 +169,12 @@ class SpearModule(LightningModule, RolloutHooks):
         self._train_metrics.mean("update/grad_norm", norm)
         self._train_metrics.mean("update/learning_rate", optimizer.param_groups[0]["lr"])
         self._count("update/steps", 1.0)
+        self._count("time/update", time.perf_counter() - started)
+
+    def _share(self, source: Source, part: Part, loss: PolicyLoss, weight: float) -> _Share:
+        masks = [batch.response_mask for batch in part.micro_batches]
+        size = normalizer(masks, self.aggregation, self.max_response_length, reduce=total_over_ranks)
+        return _Share(source, part, loss, weight, max(float(size), 1e-8))
 
     def _has_signal(self, shares: Sequence[_Share]) -> bool:
         if self.entropy_bonus or self.reference_kl:
@@ -187,8 +196,7 @@ class SpearModule(LightningModule, RolloutHooks):
             kl = k3_kl(stats.logps, reference.logps)
             per_token = per_token + self.reference_kl * kl
             self._train_metrics.mean("update/reference_kl", _mean(kl, mask), mask.sum())
-        counts = denominator(share.part.tokens, share.part.sequences, self.aggregation)
-        loss = share.weight * aggregate_sum(per_token, mask, self.aggregation, self.max_response_length) / counts
+        loss = share.weight * aggregate_sum(per_token, mask, self.aggregation) / share.normalizer
         # Data-parallel strategies average gradients over ranks; each rank holds its share of one global sum.
         self.manual_backward(loss * world_size())
         self._record_micro_batch(share, batch, stats, token, loss)
@@ -277,8 +285,13 @@ class SpearModule(LightningModule, RolloutHooks):
         self._log_values(self._evaluation_metrics.compute(self.device))
 
     def _log_values(self, values: dict[str, float]) -> None:
-        # already reduced over ranks; "step" moves the loggers' x axis from optimizer steps to iterations
-        self.log_dict({**values, "step": float(self.current_epoch)}, rank_zero_only=False, sync_dist=False)
+        # Already reduced over ranks. Loggers get them at once, before the checkpoint of the iteration is written: a run
+        # that is killed in between must not lose the row. "step" puts what callbacks log on the same x axis.
+        self.log_dict(values, logger=False)
+        self.log("step", float(self.current_epoch))
+        if not self.trainer.sanity_checking:
+            for logger in self.loggers:
+                logger.log_metrics(values, step=self.current_epoch)
 
     # --- state ---------------------------------------------------------------------------------------------------
 

@@ -27,13 +27,11 @@ class Part:
     Attributes:
         micro_batches: the same number on every rank.
         tokens: generated tokens in the loss, over all ranks.
-        sequences: rows with at least one such token, over all ranks.
         signal: such tokens whose advantage is not zero, over all ranks.
     """
 
     micro_batches: list[MicroBatch] = field(default_factory=list)
     tokens: int = 0
-    sequences: int = 0
     signal: int = 0
 
 
@@ -104,7 +102,8 @@ def build_minibatches(
     steps: list[Minibatch] = []
     for epoch in range(epochs):
         parts = {}
-        for source, rows in (("fresh", fresh), ("replay", replay)):
+        sources: tuple[tuple[Source, Mapping[str, Row]], ...] = (("fresh", fresh), ("replay", replay))
+        for source, rows in sources:
             keys = concatenate(sorted(rows))
             step_of = split_minibatches(keys, minibatches, stream_seed("deal", source, seed, iteration, epoch))
             parts[source] = [
@@ -124,15 +123,14 @@ def build_minibatches(
     return steps
 
 
-def _part(rows: list[Row], max_tokens: int, pad_id: int, source: str) -> Part:
+def _part(rows: list[Row], max_tokens: int, pad_id: int, source: Source) -> Part:
     rows = [row for row in rows if row.mask.any()]  # a row without loss would only cost time
     packed = pack(rows, pad_id=pad_id, max_tokens=max_tokens, source=source)
     packed += [empty_micro_batch(pad_id, source=source) for _ in range(max(gather(len(packed))) - len(packed))]
     counts = total(
         {
             "tokens": sum(int(row.mask.sum()) for row in rows),
-            "sequences": len(rows),
             "signal": sum(int((row.mask & (row.advantages != 0)).sum()) for row in rows),
         }
     )
-    return Part(packed, int(counts["tokens"]), int(counts["sequences"]), int(counts["signal"]))
+    return Part(packed, int(counts["tokens"]), int(counts["signal"]))
