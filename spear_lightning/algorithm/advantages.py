@@ -50,9 +50,9 @@ def group_moments(values: Values, groups: Ids) -> GroupMoments:
     codes = codes.to(x.device)
     size = x.new_zeros(count).index_add(0, codes, torch.ones_like(x))
     mean = x.new_zeros(count).index_add(0, codes, x) / size
-    least = x.new_full((count,), torch.inf).index_reduce(0, codes, x, "amin")
-    constant = least == x.new_full((count,), -torch.inf).index_reduce(0, codes, x, "amax")
-    mean = torch.where(constant, least, mean)
+    member = x.new_zeros(count).index_copy(0, codes, x)  # some value of each group
+    differing = x.new_zeros(count).index_add(0, codes, (x != member[codes]).to(x.dtype))
+    mean = torch.where(differing == 0, member, mean)
     square = x.new_zeros(count).index_add(0, codes, (x - mean[codes]) ** 2)
     std = (square / (size - 1).clamp(min=1)).sqrt()
     return GroupMoments(mean[codes], std[codes], size[codes])

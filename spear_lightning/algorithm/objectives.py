@@ -1,4 +1,4 @@
-"""The policy objective: per-token losses, their aggregation, and the KL and importance terms beside them.
+"""The policy objective (§2): losses of tokens, and the KL and importance terms beside them.
 
 Pure functions over ``(batch, tokens)`` tensors. ``r`` is the token's probability ratio, ``A`` its advantage. Everything
 that is averaged is averaged over the tokens of the mask only; what a masked-out token holds can change neither a loss
@@ -7,23 +7,40 @@ nor a gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-Aggregation = Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
-AGGREGATIONS: tuple[Aggregation, ...] = (
-    "token-mean",
-    "seq-mean-token-sum",
-    "seq-mean-token-mean",
-    "seq-mean-token-sum-norm",
+from spear_lightning.algorithm.aggregation import (
+    AGGREGATIONS,
+    TINY,
+    Aggregation,
+    aggregate,
+    aggregate_sum,
+    at_least_single,
+    masked_mean,
+    normalizer,
 )
 
+__all__ = [
+    "AGGREGATIONS",
+    "Aggregation",
+    "TokenLoss",
+    "aggregate",
+    "aggregate_sum",
+    "clip_cov",
+    "k3_kl",
+    "kl_cov",
+    "masked_mean",
+    "normalizer",
+    "ppo_clip",
+    "truncated_importance_weights",
+]
+
 LOG_RATIO_LIMIT = 20.0
-_TINY = 1e-8
 
 
 @dataclass(frozen=True)
@@ -42,137 +59,6 @@ class TokenLoss:
     clip_fraction: Tensor
     approx_kl: Tensor
     cov_fraction: Tensor = field(default_factory=lambda: torch.zeros(()))
-
-
-# --- means and sums over tokens ---------------------------------------------------------------------------------------
-
-
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the tokens of the mask, ``Σ x·m / (Σ m + 1e-8)``.
-
-    Args:
-        x: any shape; half precision is summed in single precision.
-        mask: 0/1 (or bool), same shape.
-
-    Returns:
-        Scalar; 0 if the mask is empty.
-    """
-    x = _at_least_single(x)
-    inside = mask != 0
-    return torch.where(inside, x, 0.0).sum() / (inside.sum() + _TINY)
-
-
-def aggregate(loss: Tensor, mask: Tensor, mode: Aggregation, max_length: int | None = None) -> Tensor:
-    """One number from a whole batch of token losses (§2, aggregation).
-
-    - ``token-mean``: mean over all tokens of the mask; long responses weigh more.
-    - ``seq-mean-token-sum``: mean over sequences of the sum over tokens.
-    - ``seq-mean-token-mean``: mean over sequences of the mean over tokens; a token of a long response weighs less.
-    - ``seq-mean-token-sum-norm``: sum over sequences and tokens, divided by the constant ``L`` (Dr.GRPO): every token
-      weighs the same whatever the length of its response.
-
-    A sequence without a token in the mask (padding, filtered out) is not counted as a sequence.
-
-    Args:
-        loss: ``(batch, tokens)``.
-        mask: 0/1, ``(batch, tokens)``.
-        mode: see above.
-        max_length: the constant ``L``, the longest response allowed; ``None`` takes the width of ``loss``.
-
-    Returns:
-        Scalar, equal to :func:`aggregate_sum` divided by :func:`normalizer`.
-
-    Raises:
-        ValueError: unknown ``mode``.
-    """
-    length = loss.shape[-1] if max_length is None else max_length
-    return aggregate_sum(loss, mask, mode) / normalizer([mask], mode, length)
-
-
-def aggregate_sum(loss: Tensor, mask: Tensor, mode: Aggregation, max_length: int | None = None) -> Tensor:
-    """What one micro-batch contributes to the aggregate of the minibatch it was cut from, before normalisation.
-
-    Summed over any cut of a minibatch into micro-batches (and over ranks), then divided by :func:`normalizer` of the
-    whole minibatch, this is :func:`aggregate` of the whole minibatch; so is its gradient.
-
-    Args:
-        loss: ``(batch, tokens)``.
-        mask: 0/1, ``(batch, tokens)``.
-        mode: as in :func:`aggregate`.
-        max_length: not needed here (it is part of the normaliser); accepted so that both take the same arguments.
-
-    Returns:
-        Scalar.
-
-    Raises:
-        ValueError: unknown ``mode``.
-    """
-    loss = _at_least_single(loss)
-    inside = mask != 0
-    per_sequence = torch.where(inside, loss, 0.0).sum(-1)
-    return (per_sequence * _scheme(mode).weight(inside.sum(-1))).sum()
-
-
-def normalizer(
-    masks: Sequence[Tensor] | Tensor,
-    mode: Aggregation,
-    max_length: int | None = None,
-    *,
-    reduce: Callable[[Tensor], Tensor] = lambda count: count,
-) -> Tensor:
-    """What the sum of all :func:`aggregate_sum` of a minibatch is divided by.
-
-    Args:
-        masks: the 0/1 masks of all its micro-batches on this rank, each ``(batch, tokens)``, of any widths.
-        mode: as in :func:`aggregate`.
-        max_length: the constant ``L``; only ``seq-mean-token-sum-norm`` needs it.
-        reduce: sums a scalar over all ranks; the identity on one rank. Called exactly once, in every mode.
-
-    Returns:
-        Scalar, float64, on the device of the masks (CPU if there are none).
-
-    Raises:
-        ValueError: unknown ``mode``, or no ``max_length`` where it is needed: micro-batches are padded to widths of
-            their own, so none of them can stand for ``L``.
-    """
-    scheme = _scheme(mode)
-    if mode == "seq-mean-token-sum-norm" and max_length is None:
-        raise ValueError("aggregation seq-mean-token-sum-norm needs max_length: set it to the longest response allowed")
-    parts = [masks] if isinstance(masks, Tensor) else list(masks)
-    lengths = [(mask != 0).sum(-1).reshape(-1) for mask in parts] or [torch.zeros(0, dtype=torch.long)]
-    return scheme.divisor(reduce(scheme.tally(torch.cat(lengths)).double()), max_length or 0)
-
-
-class _Scheme(NamedTuple):
-    """An aggregation as data: ``Σ_seq weight(n)·Σ_tok loss / divisor(tally(n), L)``, n tokens in each sequence."""
-
-    weight: Callable[[Tensor], Tensor]
-    tally: Callable[[Tensor], Tensor]
-    divisor: Callable[[Tensor, int], Tensor]
-
-
-def _sequences(lengths: Tensor) -> Tensor:
-    return (lengths > 0).sum()
-
-
-def _one(lengths: Tensor) -> Tensor:
-    return torch.ones_like(lengths)
-
-
-_SCHEMES: dict[str, _Scheme] = {
-    "token-mean": _Scheme(_one, torch.sum, lambda tokens, _: tokens + _TINY),
-    "seq-mean-token-sum": _Scheme(_one, _sequences, lambda sequences, _: sequences.clamp(min=1)),
-    "seq-mean-token-mean": _Scheme(
-        lambda lengths: 1 / (lengths.double() + _TINY), _sequences, lambda sequences, _: sequences.clamp(min=1)
-    ),
-    "seq-mean-token-sum-norm": _Scheme(_one, torch.sum, lambda tokens, length: torch.full_like(tokens, length)),
-}
-
-
-def _scheme(mode: str) -> _Scheme:
-    if mode not in _SCHEMES:
-        raise ValueError(f"unknown aggregation {mode!r}: use one of {', '.join(_SCHEMES)}")
-    return _SCHEMES[mode]
 
 
 # --- policy losses ----------------------------------------------------------------------------------------------------
@@ -316,7 +202,7 @@ class _Ratio(NamedTuple):
 
     @classmethod
     def of(cls, logp: Tensor, old_logp: Tensor, adv: Tensor, mask: Tensor) -> _Ratio:
-        logp, old_logp, adv = (_harmless(_at_least_single(x), mask) for x in (logp, old_logp, adv))
+        logp, old_logp, adv = (_harmless(at_least_single(x), mask) for x in (logp, old_logp, adv))
         log_r = (logp - old_logp).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
         return cls(logp, adv, log_r, log_r.exp())
 
@@ -336,10 +222,6 @@ def _harmless(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where((mask != 0) | x.isfinite(), x, 0.0)
 
 
-def _at_least_single(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
-
-
 # --- beside the policy loss -------------------------------------------------------------------------------------------
 
 
@@ -353,7 +235,7 @@ def k3_kl(logp: Tensor, ref_logp: Tensor) -> Tensor:
     Returns:
         ``(batch, tokens)``, not negative; carries the gradient of ``logp``.
     """
-    d = (_at_least_single(ref_logp) - _at_least_single(logp)).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    d = (at_least_single(ref_logp) - at_least_single(logp)).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     return torch.expm1(d) - d
 
 
@@ -388,7 +270,7 @@ def truncated_importance_weights(
         raise ValueError(f"unknown importance weight mode {mode!r}: use one of {', '.join(_IMPORTANCE)}")
     mask = torch.ones_like(old_logp) if mask is None else mask
     with torch.no_grad():
-        old, rollout = (_harmless(_at_least_single(x), mask) for x in (old_logp, rollout_logp))
+        old, rollout = (_harmless(at_least_single(x), mask) for x in (old_logp, rollout_logp))
         log_r = (old - rollout).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
         return _IMPORTANCE[mode](log_r, mask != 0, cap)
 
@@ -398,7 +280,7 @@ def _truncate_tokens(log_r: Tensor, inside: Tensor, cap: float) -> Tensor:
 
 
 def _mask_sequences(log_r: Tensor, inside: Tensor, cap: float) -> Tensor:
-    mean = torch.where(inside, log_r, 0.0).sum(-1, keepdim=True) / (inside.sum(-1, keepdim=True) + _TINY)
+    mean = torch.where(inside, log_r, 0.0).sum(-1, keepdim=True) / (inside.sum(-1, keepdim=True) + TINY)
     within = mean.exp().clamp(1 / cap, cap) == mean.exp()
     return within.to(log_r.dtype).expand_as(log_r)
 

@@ -1,17 +1,35 @@
-"""Self-imitation: the buffer of own successes, and the reward baseline they are measured against again (§3)."""
+"""Self-imitation: the buffer of own successes, and when how many of them are replayed (§3)."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from spear_lightning.algorithm.recalibration import (
+    BaselineRecalibration,
+    Decay,
+    Recalibration,
+    ReplayEntry,
+    RewardBaseline,
+)
 from spear_lightning.randomness import stream_seed
+
+__all__ = [
+    "BaselineRecalibration",
+    "Decay",
+    "Drain",
+    "Drawn",
+    "Gather",
+    "Mix",
+    "Recalibration",
+    "ReplayBuffer",
+    "ReplayEntry",
+    "ReplaySchedule",
+    "RewardBaseline",
+]
 
 Gather = Callable[[list[float]], list[float]]
 """Concatenates a list over all ranks, in the same order on each, in double precision. Every rank must call it."""
@@ -21,132 +39,12 @@ def _alone(values: list[float]) -> list[float]:
     return values
 
 
-class RewardBaseline:
-    """Medians of recent groups' mean rewards (P50) and deviations: first in, first out.
-
-    On several ranks, give each the values of all ranks: they must agree.
-
-    Args:
-        capacity: number of groups remembered.
-
-    Raises:
-        ValueError: ``capacity`` below 1.
-    """
-
-    def __init__(self, capacity: int = 10240) -> None:
-        if capacity < 1:
-            raise ValueError(f"RewardBaseline.capacity must be at least 1, not {capacity}")
-        self.capacity = capacity
-        self._means: deque[float] = deque(maxlen=capacity)
-        self._stds: deque[float] = deque(maxlen=capacity)
-
-    def __len__(self) -> int:
-        return len(self._means)
-
-    def update(self, group_means: Iterable[float], group_stds: Iterable[float] | None = None) -> None:
-        """Remember the groups of an iteration.
-
-        Args:
-            group_means: mean reward of each group.
-            group_stds: standard deviation of each group's rewards; needed where advantages are divided by it.
-        """
-        self._means.extend(map(float, group_means))
-        if group_stds is not None:
-            self._stds.extend(map(float, group_stds))
-
-    @property
-    def median(self) -> float:
-        """P50, the median of the mean rewards; 0 before the first update."""
-        return float(np.median(self._means)) if self._means else 0.0
-
-    @property
-    def std_median(self) -> float:
-        """Median of the deviations *of groups that have one*; 1 if there is none.
-
-        Where most groups fail throughout, the median over all groups would be 0, and dividing by it would make replayed
-        advantages a million times too large.
-        """
-        positive = [std for std in self._stds if std > 1e-9]
-        return float(np.median(positive)) if positive else 1.0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain lists of floats."""
-        return {"means": list(self._means), "stds": list(self._stds)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a saved state; what exceeds this capacity is forgotten, oldest first."""
-        self._means = deque(state["means"], maxlen=self.capacity)
-        self._stds = deque(state["stds"], maxlen=self.capacity)
-
-
-@dataclass(frozen=True)
-class ReplayEntry:
-    """One success: an episode, or a turn of one.
-
-    Attributes:
-        key: unique name over all ranks and iterations, for example ``"iteration/task/index/turn"``.
-        payload: what is trained on; opaque here, saved as it is.
-        reward: episode reward R when it was played.
-        advantage: A when it was played.
-        iteration: t when it was played.
-    """
-
-    key: str
-    payload: Any
-    reward: float
-    advantage: float
-    iteration: int
-
-
 @dataclass(frozen=True)
 class Drawn:
     """An entry to be replayed now, with its recalibrated advantage Ã > 0."""
 
     entry: ReplayEntry
     advantage: float
-
-
-# --- recalibration: what a past success is worth now ------------------------------------------------------------------
-
-
-class Recalibration(ABC):
-    """Gives a past success its advantage of today."""
-
-    @abstractmethod
-    def __call__(self, entry: ReplayEntry, baseline: RewardBaseline, normalize_std: bool) -> float:
-        """Ã of ``entry``; only entries with Ã > 0 are replayed."""
-
-
-@dataclass(frozen=True)
-class BaselineRecalibration(Recalibration):
-    """``Ã = R − P50``, over the median deviation where advantages are normalised: what is usual by now is dropped."""
-
-    def __call__(self, entry: ReplayEntry, baseline: RewardBaseline, normalize_std: bool) -> float:
-        """See :class:`Recalibration`."""
-        excess = entry.reward - baseline.median
-        return excess / baseline.std_median if normalize_std else excess
-
-
-@dataclass(frozen=True)
-class Decay(Recalibration):
-    """``Ã = d·A``: the old advantage, weakened.
-
-    Args:
-        factor: d, in (0, 1].
-
-    Raises:
-        ValueError: ``factor`` out of range.
-    """
-
-    factor: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.factor <= 1:
-            raise ValueError(f"Decay.factor must be in (0, 1], not {self.factor}")
-
-    def __call__(self, entry: ReplayEntry, baseline: RewardBaseline, normalize_std: bool) -> float:
-        """See :class:`Recalibration`."""
-        return self.factor * entry.advantage
 
 
 # --- schedules: when and how much is replayed -------------------------------------------------------------------------
@@ -169,10 +67,9 @@ class ReplaySchedule(ABC):
 
 @dataclass(frozen=True)
 class Drain(ReplaySchedule):
-    """Wait until ``ready·capacity`` entries are usable, replay up to ``capacity`` of them, then start afresh
-    (reference).
+    """Wait until ``ready·capacity`` entries are usable, replay up to ``capacity`` of them, then start afresh.
 
-    Waiting for more than ``capacity`` entries means holding more: the buffer keeps up to twice what it waits for, so
+    The reference's way. Waiting for more than ``capacity`` entries means holding more: the buffer keeps up to twice what it waits for, so
     that entries which the baseline has overtaken do not stand in the way for ever.
 
     Args:
