@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tests.rollout.made import make_episode, make_turn
+
+from spear_lightning.algorithm.estimators import GRPO, GiGPO
+from spear_lightning.algorithm.filters import QualityFilters
+from spear_lightning.algorithm.rewards import RewardComposer
+from spear_lightning.rollout.experience import admissible_entries, fresh_rows, recalibrated
+from spear_lightning.rollout.scoring import estimate_advantages, score_episode
+
+FILTERS = QualityFilters(keep_share=1.0)
+
+
+def scored_group(outcomes, filters=FILTERS, **changes):
+    composer = RewardComposer(success=10.0, invalid_penalty=0.1)
+    episodes = [
+        make_episode(group, index, success=won, **changes)
+        for group, wins in enumerate(outcomes)
+        for index, won in enumerate(wins)
+    ]
+    return [score_episode(episode, composer, filters, 0.0) for episode in episodes]
+
+
+def test_advantages_are_relative_to_the_group():
+    scored = scored_group([[True, False, False, False], [True, True, False, False]])
+    statistics = estimate_advantages(scored, GRPO(normalize_std=False), FILTERS)
+    assert [item.advantages.tolist() for item in scored[:2]] == [[7.5, 7.5], [-2.5, -2.5]]
+    assert [item.advantages[0] for item in scored[4:]] == [5, 5, -5, -5]
+    np.testing.assert_allclose(statistics.means, [2.5, 5.0])
+    assert statistics.kept == 2
+
+
+def test_a_group_without_deviation_is_dropped_and_carries_no_loss():
+    scored = scored_group([[True, False], [False, False], [True, True]])
+    estimate_advantages(scored, GRPO(normalize_std=False), FILTERS)
+    assert [item.group_kept for item in scored] == [True, True, False, False, False, False]
+    assert [bool(item.keep.any()) for item in scored] == [True, True, False, False, False, False]
+    assert set(fresh_rows(scored)) == {"0/0/0/0", "0/0/1/0"}
+
+
+def test_a_filtered_episode_counts_in_the_baseline_and_not_in_the_loss():
+    scored = scored_group([[True, False]])
+    cut = make_episode(0, 2, turns=1)
+    cut.turns = [make_turn(finish="length")]
+    scored.append(score_episode(cut, RewardComposer(success=10.0), FILTERS, 0.0))
+    estimate_advantages(scored, GRPO(normalize_std=False), FILTERS)
+    assert scored[2].filters == {"overlong"}
+    assert not scored[2].keep.any()
+    assert scored[0].advantages[0] == pytest.approx(10 - 10 / 3)
+
+
+def test_in_stepwise_context_a_filter_takes_out_only_its_turns():
+    episode = make_episode(context="stepwise", turns=2)
+    episode.turns.append(make_turn(action=None, tool_call=False, valid=False))
+    scored = score_episode(episode, RewardComposer(), FILTERS, 0.0)
+    assert scored.keep.tolist() == [True, True, False]
+    assert scored.filters == {"incomplete"}
+
+
+def test_normalising_blows_a_penalty_up_where_all_fail_and_the_remedy_does_not():
+    """One invalid action in a group that fails: with std normalisation it weighs as much as a success would."""
+    scored = scored_group([[False] * 8])
+    scored[0].reward -= 0.1
+    estimate_advantages(scored, GRPO(normalize_std=True), FILTERS)
+    assert scored[0].advantages[0] < -2
+    estimate_advantages(scored, GRPO(normalize_std=False), FILTERS)
+    assert abs(scored[0].advantages[0]) < 0.1
+
+
+def test_gigpo_sees_step_rewards_and_anchors():
+    scored = scored_group([[True, False]], context="stepwise")
+    estimate_advantages(scored, GiGPO(gamma=0.5), FILTERS)
+    # both turns of both episodes share one anchor: returns 5, 10 (won) and 0, 0 (lost); mean 3.75
+    np.testing.assert_allclose(scored[0].advantages, [5 + 1.25, 5 + 6.25])
+    np.testing.assert_allclose(scored[1].advantages, [-5 - 3.75, -5 - 3.75])
+
+
+def test_an_episode_without_turns_is_scored_and_trained_on_nowhere():
+    scored = [*scored_group([[True, False]]), score_episode(make_episode(0, 2, turns=0), RewardComposer(), FILTERS, 0.0)]
+    estimate_advantages(scored, GRPO(normalize_std=False), FILTERS)
+    assert len(scored[2].advantages) == 0
+    assert set(fresh_rows(scored)) == {"0/0/0/0", "0/0/1/0"}
+
+
+def test_only_better_than_average_episodes_that_acted_are_admitted():
+    scored = scored_group([[True, False]])
+    idle = make_episode(0, 2, success=True)
+    idle.turns = [make_turn(tool_call=False)]
+    scored.append(score_episode(idle, RewardComposer(success=10.0), FILTERS, 0.0))
+    estimate_advantages(scored, GRPO(normalize_std=False), FILTERS)
+    entries = admissible_entries(scored)
+    assert [entry.key for entry in entries] == ["0/0/0/0"]
+    assert entries[0].reward == 10.0
+    assert entries[0].advantage == pytest.approx(10 / 3)
+
+
+def test_replayed_rows_keep_the_log_probabilities_they_were_played_with():
+    from spear_lightning.algorithm.replay import Drawn
+
+    scored = scored_group([[True, False]])
+    estimate_advantages(scored, GRPO(normalize_std=False), FILTERS)
+    entry = admissible_entries(scored)[0]
+    row = recalibrated([Drawn(entry, 2.5)])[entry.key]
+    np.testing.assert_array_equal(row.logps, entry.payload.logps)
+    np.testing.assert_array_equal(row.advantages[row.turns >= 0], np.float32(2.5))
+    assert (row.advantages[row.turns < 0] == 0).all()
