@@ -38,8 +38,7 @@ def is_repetitive(ids: Sequence[int] | npt.NDArray[Any], n: int = 20, count: int
 
 
 # UTF-8 read as Latin-1 or Windows-1252 leaves a lead letter followed by symbols that no language puts there. A symbol
-# that can rightly follow a capital letter (closing quotes, no-break space) only counts where the letter stands inside a
-# word.
+# that can rightly follow a capital letter (closing quotes, dashes) only counts where the letter stands inside a word.
 _SYMBOL = "\u00a1-\u00aa\u00ac-\u00ba\u00bc-\u00bf"  # Latin-1 symbols without guillemets
 _TYPOGRAPHIC = "\u00a0\u00ab\u00bb€‚ƒ„…†‡ˆ‰‹‘’“”•–—˜™›"
 _UNREADABLE = re.compile(
@@ -48,8 +47,8 @@ _UNREADABLE = re.compile(
             "\ufffd",  # what a decoder puts for bytes it cannot read
             "[\u0080-\u0084\u0086-\u009f]",  # C1 controls (not NEL): UTF-8 read as Latin-1
             "â€|ðŸ|ï»¿|ï¿½",  # punctuation, emoji, byte order mark, U+FFFD itself, each read as Windows-1252
-            f"(?<![A-ZÀ-Þ])[ÂÃ][{_SYMBOL}]",  # é, £, °: a lone Ã or Â, or one after a lower-case letter
-            f"[a-zß-ÿ][ÂÃ][{_TYPOGRAPHIC}]",  # à, À and the like within a word
+            f"(?<![A-ZÀ-Þ])[ÂÃ][{_SYMBOL}\u00a0]",  # é, £, °: a lone Ã or Â, or one after a lower-case letter
+            f"[a-zß-ÿ][ÂÃ][{_TYPOGRAPHIC}ŠšŒœŽžŸ]",  # ß, À and the like within a word
             f"(?:[Â-ß][{_SYMBOL}{_TYPOGRAPHIC}]){{3}}",  # three letters of Cyrillic, Greek, Hebrew, Arabic
             f"[ã-ï][{_SYMBOL}]{{2}}",  # Chinese, Japanese, Korean
         )

@@ -69,8 +69,8 @@ class ReplaySchedule(ABC):
 class Drain(ReplaySchedule):
     """Wait until ``ready·capacity`` entries are usable, replay up to ``capacity`` of them, then start afresh.
 
-    The reference's way. Waiting for more than ``capacity`` entries means holding more: the buffer keeps up to twice what it waits for, so
-    that entries which the baseline has overtaken do not stand in the way for ever.
+    The reference's way. Waiting for more than ``capacity`` entries means holding more: the buffer keeps up to twice
+    what it waits for, so that entries which the baseline has overtaken do not stand in the way for ever.
 
     Args:
         ready: share of the capacity that must be usable; above 0.
