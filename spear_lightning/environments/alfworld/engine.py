@@ -31,6 +31,7 @@ from spear_lightning.environments.alfworld.planner_library import load_library
 from spear_lightning.environments.alfworld.translation import (
     Translation,
     TranslationStore,
+    UnsolvableGameError,
     translate_for_planning,
 )
 
@@ -107,11 +108,14 @@ class GameCache:
             source: name of the file, for messages.
 
         Raises:
-            ValueError: the grammar or the PDDL cannot be read; the message names ``source``.
+            ValueError: the grammar or the PDDL cannot be read, or the goal is out of reach; the message names
+                ``source``.
         """
         try:
             logic = self._parser.parse(data["grammar"])
             translation = self._store.get(data["pddl_domain"], data["pddl_problem"])
+        except UnsolvableGameError as error:
+            raise UnsolvableGameError(f"{source}: this game cannot be played: {error}") from error
         except (Exception, SystemExit) as error:  # the translator ends the process on a syntax error
             raise ValueError(f"{source}: ALFWorld cannot read this game ({type(error).__name__}: {error})") from error
         for name, supertypes in translation.types:
@@ -362,7 +366,10 @@ class Planner:
         Args:
             game: entries of a game file.
         """
-        self._env.load(game)
+        try:
+            self._env.load(game)
+        except UnsolvableGameError:
+            return []
         return list(self._env.reset()["policy_commands"])
 
     def close(self) -> None:

@@ -8,7 +8,6 @@ result is compared with the stock engine's, transcript by transcript, in the tes
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Iterator
 from types import CodeType
 from typing import Any
@@ -169,6 +168,7 @@ class Logic:
 # The one place where ALFWorld's grammars differ from game to game, if the instruction is plain words.
 _INSTRUCTION = re.compile(r'("rhs": "Your task is to: )([\w ,\'.-]+)(")')
 _PLACEHOLDER = "UNKNOWN GOAL."
+_GRAMMARS_KEPT = 32
 
 
 class LogicParser:
@@ -203,24 +203,25 @@ class LogicParser:
         found = self._parsed.get(text)
         if found is None:
             actions, grammar = pddl_logic._parse_and_convert(text, rule_name="pddlStart")
+            while len(self._parsed) >= _GRAMMARS_KEPT:
+                del self._parsed[next(iter(self._parsed))]
             found = self._parsed[text] = (actions, dict(grammar._rules))
         return found
 
 
 def _with_instruction(rules: dict[str, list[Any]], instruction: str) -> dict[str, list[Any]]:
-    filled: dict[str, list[Any]] = defaultdict(list, rules)
-    filled["task"] = [
-        textgen.ProductionRule(
-            lhs=rule.lhs,
-            rhs=[
-                textgen.TerminalSymbol(symbol.symbol.replace(_PLACEHOLDER, instruction))
-                if isinstance(symbol, textgen.TerminalSymbol)
-                else symbol
-                for symbol in rule.rhs
-            ],
-            weight=rule.weight,
-            condition=rule.condition,
-        )
-        for rule in rules["task"]
+    return {name: [_filled(rule, instruction) for rule in alternatives] for name, alternatives in rules.items()}
+
+
+def _filled(rule: Any, instruction: str) -> Any:
+    if not any(_asks(symbol) for symbol in rule.rhs):
+        return rule
+    rhs = [
+        textgen.TerminalSymbol(symbol.symbol.replace(_PLACEHOLDER, instruction)) if _asks(symbol) else symbol
+        for symbol in rule.rhs
     ]
-    return filled
+    return textgen.ProductionRule(lhs=rule.lhs, rhs=rhs, weight=rule.weight, condition=rule.condition)
+
+
+def _asks(symbol: Any) -> bool:
+    return isinstance(symbol, textgen.TerminalSymbol) and _PLACEHOLDER in str(symbol.symbol)

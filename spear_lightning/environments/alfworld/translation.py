@@ -1,7 +1,7 @@
 """PDDL games translated to the planner's format (SAS+) once, in memory and on disk.
 
 Fast Downward's translator is Python and takes a tenth of a second a game; TextWorld runs it four times to load and
-start one. Its result depends on the domain and problem texts only (not on hash seeds: compared), so it is kept.
+start one. Its result depends on the domain and problem texts only, so it is kept.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 _FORMAT = "1"  # raise when what is stored changes
+_UNSOLVABLE = "Atom dummy(val1)"  # of the stand-in task that the translator writes when the goal is out of reach
+
+
+class UnsolvableGameError(ValueError):
+    """The game cannot be won."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +71,23 @@ def translate(domain: str, problem: str) -> Translation:
 
     Returns:
         The translation, with the same options as TextWorld's own.
+
+    Raises:
+        UnsolvableGameError: the goal is out of reach whatever is done.
     """
     import fast_downward
 
     with _translator():
         task, sas = fast_downward.pddl2sas(domain, problem)
+    if _UNSOLVABLE in sas:
+        raise UnsolvableGameError("its goal cannot be reached")
     # As in textworld.envs.pddl.logic.PddlState: equality is no fact, and the only function counts costs.
-    facts = [
+    # Sorted, because the translator's order changes with Python's hash seed; the engine keeps sets of them.
+    facts = sorted(
         (atom.predicate, list(atom.args))
         for atom in task.init
         if isinstance(atom, fast_downward.translate.pddl.conditions.Atom) and atom.predicate != "="
-    ]
+    )
     return Translation(
         sas=sas,
         actions={
