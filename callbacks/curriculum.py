@@ -104,8 +104,8 @@ class CurriculumSchedule(Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Set and log the weights of this iteration, before its first episode."""
         gamma, mu = self._set(trainer, pl_module)
-        pl_module.log("curriculum/imitation_weight", gamma, on_step=False, on_epoch=True, sync_dist=True)
-        pl_module.log("curriculum/tool_reward_weight", mu, on_step=False, on_epoch=True, sync_dist=True)
+        values = {"curriculum/imitation_weight": gamma, "curriculum/tool_reward_weight": mu}
+        pl_module.log_dict(values, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave the weights as they were found."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -107,7 +108,7 @@ class EntropyMonitor(Callback, RolloutHooks, UpdateHooks):
     def bins(self) -> list[str]:
         """Names of the bins of turns, in order."""
         names = []
-        for first, following in zip(self.positions, (*self.positions[1:], None), strict=True):
+        for first, following in zip_longest(self.positions, self.positions[1:]):
             if following is None:
                 names.append(f"turns_{first}+")
             elif following == first + 1:
@@ -202,7 +203,8 @@ class EntropyMonitor(Callback, RolloutHooks, UpdateHooks):
             if name.startswith("count:") and count > 0
         }
         for name, value in sorted(means.items()):
-            pl_module.log(f"entropy/{name}", value, on_step=False, on_epoch=True, sync_dist=True)
+            # batch_size: logged once an iteration, and Lightning cannot guess the size of a minibatch of episodes.
+            pl_module.log(f"entropy/{name}", value, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
         if means:
             self._judge(trainer, means)
 

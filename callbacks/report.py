@@ -173,7 +173,7 @@ class LearningCurve(Callback, RolloutHooks):
         if not trainer.is_global_zero:
             return
         if trainer.state.fn == TrainerFn.FITTING:
-            self._write()
+            self._write(picture=not trainer.sanity_checking)
         else:
             self._print([evaluation], "Held-out success")
 
@@ -191,7 +191,8 @@ class LearningCurve(Callback, RolloutHooks):
         """Complete the picture, and compare the first evaluation with the last."""
         if not trainer.is_global_zero or not self._evaluations:
             return
-        self._write()
+        if self.training and self.training[-1].iteration >= self.evaluations[-1].iteration:
+            self._write()  # iterations that no validation followed
         first, *others = self.evaluations
         self._print([first, others[-1]] if others else [first], "Held-out success")
 
@@ -226,15 +227,17 @@ class LearningCurve(Callback, RolloutHooks):
             },
         )
 
-    def _write(self) -> None:
+    def _write(self, picture: bool = True) -> None:
         write_atomically(self._folder / "evaluations.json", json.dumps(self._report(), indent=2) + "\n")
-        picture = draw_curve(
+        if not picture:  # one point is no curve
+            return
+        content = draw_curve(
             evaluations=[(e.iteration, e.success, *self._interval(e.successes, e.episodes)) for e in self.evaluations],
             training=[(p.iteration, p.success, p.entropy) for p in self.training],
             episodes=max(e.episodes for e in self.evaluations),
             confidence=self.confidence,
         )
-        write_atomically(self._folder / "learning_curve.png", picture)
+        write_atomically(self._folder / "learning_curve.png", content)
 
     def _interval(self, successes: int, episodes: int) -> tuple[float, float]:
         return wilson(successes, episodes, self.confidence)

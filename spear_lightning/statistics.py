@@ -65,7 +65,7 @@ def newcombe(before: tuple[int, int], after: tuple[int, int], confidence: float 
     Example:
         >>> low, high = newcombe((30, 96), (60, 96))
         >>> f"{low:+.3f} {high:+.3f}"
-        '+0.173 +0.436'
+        '+0.172 +0.436'
     """
     low1, high1 = wilson(*before, confidence)
     low2, high2 = wilson(*after, confidence)

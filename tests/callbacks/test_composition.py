@@ -1,0 +1,83 @@
+import doctest
+import importlib
+import pkgutil
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+import spear_lightning.callbacks as package
+from spear_lightning.callbacks import CurriculumSchedule, EntropyMonitor, LearningCurve, RolloutLog, RolloutProgress
+from tests.callbacks.tiny import TinyData, TinyModule, make_trainer
+
+ALL = [CurriculumSchedule, EntropyMonitor, LearningCurve, RolloutLog, RolloutProgress]
+SUBSETS = [subset for size in range(len(ALL) + 1) for subset in combinations(ALL, size)]
+
+
+@pytest.mark.parametrize("subset", SUBSETS, ids=lambda subset: "+".join(kind.__name__ for kind in subset) or "none")
+def test_any_subset_works_and_leaves_training_as_it_is(tmp_path: Path, subset: tuple[type, ...]) -> None:
+    data, module = TinyData(replay=object()), TinyModule()
+    trainer = make_trainer(
+        tmp_path, [kind() for kind in subset], limit_val_batches=1.0, num_sanity_val_steps=-1, enable_checkpointing=True
+    )
+    trainer.fit(module, datamodule=data)
+    assert trainer.current_epoch == 2
+    # plain SGD on (w - 1)²: four steps of 0.1
+    assert module.weight.tolist() == pytest.approx([1 - 0.8**4] * 2)
+    logged = {name.split("/")[0] for name in trainer.callback_metrics}
+    assert ("curriculum" in logged) == (CurriculumSchedule in subset)
+    assert ("entropy" in logged) == (EntropyMonitor in subset)
+    assert ((tmp_path / "evaluations.json").exists()) == (LearningCurve in subset)
+    assert ((tmp_path / "rollouts").exists()) == (RolloutLog in subset)
+    assert (data.weights[0] == (0.0, 1.0)) == (CurriculumSchedule in subset)
+
+
+def test_lightnings_own_callbacks_work_beside_them(tmp_path: Path) -> None:
+    callbacks = [
+        *(kind() for kind in ALL),
+        EarlyStopping("entropy/rollout", patience=1, check_on_train_epoch_end=True),
+        ModelCheckpoint(dirpath=tmp_path, monitor="entropy/rollout", save_last=True, save_on_train_epoch_end=True),
+        LearningRateMonitor(),
+    ]
+    loggers = [CSVLogger(tmp_path / "csv"), TensorBoardLogger(tmp_path / "tensorboard")]
+    trainer = make_trainer(
+        tmp_path, callbacks, logger=loggers, enable_checkpointing=True, limit_val_batches=1.0, max_epochs=9
+    )
+    trainer.fit(TinyModule(), datamodule=TinyData(replay=object()))
+    assert trainer.current_epoch == 2, "the entropy never fell: EarlyStopping ends it"
+    again = make_trainer(
+        tmp_path, [kind() for kind in ALL], limit_val_batches=1.0, max_epochs=3, enable_checkpointing=True
+    )
+    again.fit(TinyModule(), datamodule=TinyData(replay=object()), ckpt_path=tmp_path / "last.ckpt", weights_only=False)
+    assert again.current_epoch == 3
+
+
+def test_fast_dev_run_works(tmp_path: Path) -> None:
+    callbacks = [
+        CurriculumSchedule(),
+        EntropyMonitor(),
+        LearningCurve(tmp_path),
+        RolloutLog(tmp_path),
+        RolloutProgress(),
+    ]
+    trainer = Trainer(fast_dev_run=True, callbacks=callbacks, accelerator="cpu", default_root_dir=tmp_path)
+    trainer.fit(TinyModule(), datamodule=TinyData(replay=object()))
+    assert trainer.current_epoch == 1
+
+
+def test_everything_is_exported() -> None:
+    assert sorted(package.__all__) == package.__all__
+    assert {kind.__name__ for kind in ALL} <= set(package.__all__)
+
+
+@pytest.mark.parametrize("name", [module.name for module in pkgutil.iter_modules(package.__path__)])
+def test_the_examples_in_the_documentation_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(f"{package.__name__}.{name}")
+    assert doctest.testmod(module).failed == 0
+    for kind in ALL:
+        if kind.__module__ == module.__name__:
+            assert ">>> " in (kind.__doc__ or ""), f"{kind.__name__} has no example"
