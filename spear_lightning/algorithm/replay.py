@@ -58,7 +58,7 @@ class ReplaySchedule(ABC):
 
     @abstractmethod
     def quota(self, usable: int, capacity: int, fresh: int) -> int:
-        """Entries to draw, given those usable, the buffer's capacity and the fresh episodes of the iteration (B·G)."""
+        """Entries to draw, given those usable, the buffer's capacity and the fresh ones of the iteration (B·G)."""
 
     @abstractmethod
     def limit(self, capacity: int) -> int:
@@ -220,7 +220,7 @@ class ReplayBuffer:
             iteration: t now.
             baseline: what recalibration measures against.
             seed: of the run.
-            fresh: fresh episodes of the iteration over all ranks (B·G).
+            fresh: fresh episodes of the iteration over all ranks (B·G); turns, where entries are turns.
             normalize_std: whether fresh advantages are divided by a standard deviation.
             gather: joins the ranks.
 

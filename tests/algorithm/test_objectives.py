@@ -158,11 +158,48 @@ def test_masked_tokens_change_nothing_and_get_exactly_no_gradient(loss, seed, ga
         return total.item(), logp.grad, (out.clip_fraction, out.approx_kl, out.cov_fraction)
 
     clean = run(logp, old, adv)
-    dirty = run(*(torch.where(mask != 0, x, garbage) for x in (logp, old, adv)))
-    assert clean[0] == dirty[0]
-    assert torch.equal(clean[1], dirty[1])
-    assert (dirty[1][mask == 0] == 0).all()
-    assert all(a.item() == b.item() for a, b in zip(clean[2], dirty[2], strict=True))
+    for dirty_ones in ({0}, {1}, {2}, {0, 1, 2}):
+        given_ = [torch.where(mask != 0, x, garbage) if n in dirty_ones else x for n, x in enumerate((logp, old, adv))]
+        dirty = run(*given_)
+        assert clean[0] == dirty[0]
+        assert torch.equal(clean[1], dirty[1])
+        assert (dirty[1][mask == 0] == 0).all()
+        assert all(a.item() == b.item() for a, b in zip(clean[2], dirty[2], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("loss", "function"),
+    [
+        (PPOClip, ppo_clip),
+        (ClipCov, clip_cov),
+        (KLCov, kl_cov),
+    ],
+)
+def test_every_setting_of_a_loss_reaches_its_function(loss, function):
+    generator = torch.Generator().manual_seed(0)
+    logp, old, adv = (3 * torch.randn(4, 50, generator=generator, dtype=torch.float64) for _ in range(3))
+    mask = torch.ones(4, 50)
+    plain = function(logp, old, adv, mask, **({"generator": seeded()} if loss is ClipCov else {})).loss
+    changes = {
+        "clip_low": 0.5,
+        "clip_high": 0.9,
+        "dual_clip": 2.0,
+        "ratio": 0.5,
+        "lower": 8.0,
+        "upper": 2.0,
+        "coef": 9.0,
+    }
+    mine = [name for name in loss.__dataclass_fields__ if name in changes]
+    assert len(mine) == len(loss.__dataclass_fields__)
+    for name in mine:
+        made = loss(**{name: changes[name]})(logp, old, adv, mask, generator=seeded()).loss
+        options = {name: changes[name]} | ({"generator": seeded()} if loss is ClipCov else {})
+        assert torch.equal(made, function(logp, old, adv, mask, **options).loss)
+        assert not torch.equal(made, plain)
+
+
+def seeded():
+    return torch.Generator().manual_seed(1)
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
