@@ -1,7 +1,7 @@
 """Many text environments in a few worker processes, stepped together, surviving whatever an environment does.
 
-The pool keeps no engine in the training process. An episode lives in a numbered *slot*; a slot always belongs to the same
-worker. Whatever goes wrong with an episode — its environment raises, hangs, or takes its whole process down — it comes
+The pool keeps no engine in the training process. An episode lives in a numbered *slot*; a slot always belongs to the
+same worker. Whatever goes wrong with an episode — its environment raises, hangs, or takes its whole process down — it comes
 back as ``Observation(aborted=reason)``, the broken part is replaced, and the other episodes go on.
 """
 
@@ -34,7 +34,7 @@ _START_SECONDS = 120.0  # to start an interpreter and make the first environment
 _CLOSE_SECONDS = 5.0
 _MAX_LOSSES = 5  # workers lost in a row without one good observation
 _MAX_FAILURES = 100  # environments that raised in a row without one good observation
-_SINGLE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+_SINGLE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 _LAUNCH = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[3]); "
     "from spear_lightning.environments.worker import main; main(int(sys.argv[1]), int(sys.argv[2]))"
@@ -45,7 +45,7 @@ class EnvironmentPoolError(RuntimeError):
     """The pool cannot play at all: workers do not start, or everything fails again and again."""
 
 
-class _WorkerLost(Exception):
+class _WorkerLostError(Exception):
     """A worker is gone or must go; the message says why."""
 
 
@@ -81,23 +81,23 @@ class _Worker:
         """Send a batch of commands.
 
         Raises:
-            _WorkerLost: the worker is gone.
+            _WorkerLostError: the worker is gone.
         """
         try:
             self.connection.send(commands)
         except OSError as error:
-            raise _WorkerLost(self.cause()) from error
+            raise _WorkerLostError(self.cause()) from error
 
     def receive(self) -> Ready | StartFailed | list[Reply]:
         """The next message of the worker (blocks if there is none).
 
         Raises:
-            _WorkerLost: the worker is gone.
+            _WorkerLostError: the worker is gone.
         """
         try:
             message: Ready | StartFailed | list[Reply] = self.connection.recv()
         except Exception as error:  # end of file, or a message that was cut off when the process died
-            raise _WorkerLost(self.cause()) from error
+            raise _WorkerLostError(self.cause()) from error
         return message
 
     def cause(self) -> str:
@@ -317,7 +317,7 @@ class EnvironmentPool:
             worker.deadline = time.monotonic() + (self.step_timeout if worker.ready else _START_SECONDS)
             try:
                 worker.send(batch)
-            except _WorkerLost as error:
+            except _WorkerLostError as error:
                 self._replace(worker, str(error))
 
     def _gather(self, slots: Iterable[int]) -> dict[int, Observation]:
@@ -343,7 +343,7 @@ class EnvironmentPool:
             worker = by_connection[connection]
             try:
                 self._take(worker, worker.receive())
-            except _WorkerLost as error:
+            except _WorkerLostError as error:
                 self._replace(worker, str(error))
         overdue = [worker for worker in workers if worker.connection not in readable and self._overdue(worker)]
         for worker in overdue:

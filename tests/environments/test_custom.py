@@ -37,17 +37,17 @@ def test_splits_are_disjoint_and_held_out_tasks_do_not_move() -> None:
 
 
 def test_configuration_errors_name_the_key() -> None:
-    with pytest.raises(ValueError, match="tasks: unknown split 'eval'"):
+    with pytest.raises(ValueError, match=r"tasks: unknown split 'eval'"):
         GymnasiumSuite(COUNTDOWN, tasks={"eval": 3})
     with pytest.raises(ValueError, match=r"tasks.train must be between"):
         GymnasiumSuite(COUNTDOWN, tasks={"train": -1})
     with pytest.raises(ValueError, match=r"has no test tasks: set environment.init_args.tasks.test"):
         GymnasiumSuite(COUNTDOWN, tasks={"train": 1}).tasks("test")
-    with pytest.raises(ValueError, match="env: cannot import 'no_such_package.Maze'"):
+    with pytest.raises(ValueError, match=r"env: cannot import 'no_such_package.Maze'"):
         GymnasiumSuite("no_such_package.Maze").make()
-    with pytest.raises(ValueError, match="env: cannot import .*Missing"):
+    with pytest.raises(ValueError, match=r"env: cannot import .*Missing"):
         GymnasiumSuite(COUNTDOWN.replace("Countdown", "Missing")).make()
-    with pytest.raises(ValueError, match="env: 'NoSuchGame-v0' is neither an import path"):
+    with pytest.raises(ValueError, match=r"env: 'NoSuchGame-v0' is neither an import path"):
         GymnasiumSuite("NoSuchGame-v0").make()
-    with pytest.raises(ValueError, match="makes a str, not a gymnasium.Env"):
+    with pytest.raises(ValueError, match=r"makes a str, not a gymnasium.Env"):
         GymnasiumSuite(COUNTDOWN.replace("Countdown", "not_an_environment")).make()

@@ -57,7 +57,7 @@ def test_64_environments_in_2_workers_play_to_the_end(pool: EnvironmentPool) -> 
     steps = dict.fromkeys(need, 0)
     active = set(need)
     while active:
-        for slot, observation in pool.step({slot: "down" for slot in sorted(active)}).items():
+        for slot, observation in pool.step(dict.fromkeys(sorted(active), "down")).items():
             steps[slot] += 1
             assert observation.done == observation.won == (observation.reward == 1.0) == (steps[slot] == need[slot])
             if observation.done:
@@ -86,7 +86,7 @@ def test_killed_worker_costs_only_its_episodes(pool: EnvironmentPool, caplog: py
     pids = pool.pids
     os.kill(pids[0], signal.SIGKILL)
     with caplog.at_level(logging.WARNING):
-        answers = pool.step({slot: "down" for slot in range(64)})
+        answers = pool.step(dict.fromkeys(range(64), "down"))
     assert {slot for slot, answer in answers.items() if answer.aborted} == set(range(0, 64, 2))
     assert "died (Killed" in str(answers[0].aborted)
     assert answers[0].done
@@ -96,7 +96,7 @@ def test_killed_worker_costs_only_its_episodes(pool: EnvironmentPool, caplog: py
     assert pool.pids[0] != pids[0]
     again = pool.reset(tasks(64))
     assert not any(answer.aborted for answer in again.values())
-    assert not any(answer.aborted for answer in pool.step({slot: "down" for slot in range(64)}).values())
+    assert not any(answer.aborted for answer in pool.step(dict.fromkeys(range(64), "down")).values())
 
 
 def test_idle_worker_that_died_is_replaced_before_new_episodes_begin(pool: EnvironmentPool) -> None:
@@ -233,9 +233,12 @@ def test_workers_that_die_at_every_start_give_one_error() -> None:
 
 
 def test_environments_that_always_fail_do_not_go_on_forever(pool: EnvironmentPool) -> None:
-    with pytest.raises(EnvironmentPoolError, match="100 times in a row.*no such game"):
+    def fail() -> None:
         for _ in range(30):
-            pool.reset({slot: Task("bad reset") for slot in range(8)})
+            pool.reset(dict.fromkeys(range(8), Task("bad reset")))
+
+    with pytest.raises(EnvironmentPoolError, match=r"100 times in a row.*no such game"):
+        fail()
 
 
 def test_close_ends_the_workers_and_a_reset_starts_them_again(pool: EnvironmentPool) -> None:

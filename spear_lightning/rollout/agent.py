@@ -1,0 +1,223 @@
+"""What stands between a language model and a text environment: prompts out of observations, actions out of responses.
+
+Token rule: what the model generated is never decoded and encoded again. A response enters the context as the very ids
+that were drawn; only the text between responses is tokenised, on its own. So the log-probabilities that training
+computes belong to the tokens that were played.
+
+The text of an environment is not trusted either: special tokens spelled out in it are taken apart before it is
+tokenised, so that no web page or game can close a chat turn or open an action.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from transformers import PreTrainedTokenizerBase
+
+from spear_lightning.environments.base import Observation, Task
+from spear_lightning.rollout.episode import Context
+
+Ids = npt.NDArray[np.int32]
+
+ACTION_TAGS = ("<action>", "</action>")
+THINK_TAGS = ("<think>", "</think>")
+_ACTION = re.compile(r"<action>(.*?)</action>", re.DOTALL | re.IGNORECASE)
+_THINK = re.compile(r"<think>.*?</think>", re.DOTALL | re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the model is asked to continue.
+
+    Attributes:
+        ids: the full prompt, int32 ``(tokens,)``.
+        appended: what a turn records of it: in ``conversation`` context the part since the previous response, in
+            ``stepwise`` context all of it.
+        shortened: what had to be left out to keep the length limit (``"history"``, ``"admissible"``,
+            ``"observation"``), else empty.
+    """
+
+    ids: Ids
+    appended: Ids
+    shortened: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What a response of the model means.
+
+    Attributes:
+        text: the response, decoded.
+        action: what to send to the environment; ``None`` where nothing could be parsed. The environment is then sent an
+            empty action: it answers as it answers any nonsense, and the step counts.
+        valid: it had the required form (and, if so configured, an admissible action).
+        tool_call: the environment was acted on.
+    """
+
+    text: str
+    action: str | None
+    valid: bool
+    tool_call: bool
+
+
+class Player(ABC):
+    """An agent in one episode. Called in turn: :meth:`prompt`, :meth:`respond`, :meth:`observe`, :meth:`prompt`, …"""
+
+    @abstractmethod
+    def prompt(self) -> Prompt:
+        """The prompt for the next response."""
+
+    @abstractmethod
+    def respond(self, ids: Ids) -> Response:
+        """Take in the ids that the model generated, int32 ``(tokens,)``, the stop token included."""
+
+    @abstractmethod
+    def observe(self, observation: Observation) -> None:
+        """Take in what the environment answered to the action."""
+
+
+class Agent(ABC):
+    """Turns observations into prompts and responses into actions, for any number of episodes.
+
+    Args:
+        require_admissible: a response is valid only if its action is among those the environment says it would accept
+            (where it says so; the prompt need not show them).
+        lowercase: lower the case of actions.
+        max_action_characters: a longer action is not sent: the turn is void.
+        max_observation_characters: a longer observation is cut at its end.
+
+    Attributes:
+        context: how training rows are made of the episodes (:data:`Context`).
+        tags: that the tokenizer must be able to write and read back.
+
+    Raises:
+        ValueError: a limit is not positive.
+    """
+
+    context: ClassVar[Context]
+    tags: ClassVar[tuple[str, ...]] = ACTION_TAGS
+
+    def __init__(
+        self,
+        require_admissible: bool = False,
+        lowercase: bool = True,
+        max_action_characters: int = 256,
+        max_observation_characters: int = 16_000,
+    ) -> None:
+        for name, value in (
+            ("max_action_characters", max_action_characters),
+            ("max_observation_characters", max_observation_characters),
+        ):
+            if value < 1:
+                raise ValueError(f"agent.{name} must be at least 1, not {value}")
+        self.require_admissible = require_admissible
+        self.lowercase = lowercase
+        self.max_action_characters = max_action_characters
+        self.max_observation_characters = max_observation_characters
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._specials: re.Pattern[str] | None = None
+
+    @abstractmethod
+    def start(self, task: Task, observation: Observation) -> Player:
+        """Begin an episode of ``task`` that opened with ``observation``."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The policy's tokenizer.
+
+        Raises:
+            RuntimeError: :meth:`bind` was not called.
+        """
+        if self._tokenizer is None:
+            raise RuntimeError("the agent has no tokenizer yet: call agent.bind(tokenizer) first")
+        return self._tokenizer
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end a response: end of text, and the tag that closes an action where it is a token."""
+        ids = {self.tokenizer.eos_token_id, self.tokenizer.get_vocab().get(ACTION_TAGS[1])}
+        return tuple(sorted(token for token in ids if token is not None))
+
+    @property
+    def pad_id(self) -> int:
+        """Token that short rows are filled up with (it is masked everywhere)."""
+        pad = self.tokenizer.pad_token_id
+        return int(pad if pad is not None else self.stop_ids[0])
+
+    def bind(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Use ``tokenizer`` from now on.
+
+        Raises:
+            ValueError: it cannot write the tags, or has no token that could end a response.
+        """
+        self._tokenizer = tokenizer
+        # The longest first: a special token may begin with another one.
+        specials = sorted({*tokenizer.all_special_tokens, *self.tags} - {""}, key=lambda token: (-len(token), token))
+        self._specials = re.compile("|".join(map(re.escape, specials)), re.IGNORECASE)
+        name = f"the tokenizer of the policy ({tokenizer.name_or_path or type(tokenizer).__name__})"
+        for tag in self.tags:
+            ids = tokenizer.encode(tag, add_special_tokens=False)
+            unknown = tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids
+            if unknown or tag not in self.decode(np.asarray(ids, np.int32)):
+                raise ValueError(
+                    f"{name} cannot write the tag {tag} that {type(self).__name__} needs: add it as a special token, or "
+                    "use a tokenizer that can spell any text"
+                )
+        if not self.stop_ids:
+            raise ValueError(f"{name} has neither an end-of-text token nor a token {ACTION_TAGS[1]}: add one of them")
+
+    def encode(self, text: str) -> Ids:
+        """Ids of a piece of text, int32 ``(tokens,)``, with nothing added at its ends."""
+        return np.asarray(self.tokenizer.encode(text, add_special_tokens=False), np.int32)
+
+    def decode(self, ids: Ids) -> str:
+        """Text of generated ids, for people and for parsing."""
+        return str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def plain(self, text: str) -> str:
+        """Text of the environment made safe to tokenise: valid Unicode, of bounded length, without special tokens."""
+        assert self._specials is not None, "bind() comes first"
+        text = text[: self.max_observation_characters].encode("utf-8", "replace").decode("utf-8")
+        return self._specials.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+
+    def interpret(self, ids: Ids, admissible: tuple[str, ...], think: bool = False) -> Response:
+        """What a response means.
+
+        Args:
+            ids: generated, int32 ``(tokens,)``.
+            admissible: actions the environment would accept now; empty where it does not tell.
+            think: a pair of think tags is required too.
+        """
+        text = self.decode(ids)
+        action = parse_action(text, self.max_action_characters, self.lowercase)
+        valid = action is not None and (not think or _THINK.search(text) is not None)
+        if self.require_admissible and admissible:
+            valid = valid and action in admissible
+        return Response(text, action, valid, tool_call=action is not None)
+
+
+def parse_action(text: str, max_characters: int = 256, lowercase: bool = True) -> str | None:
+    """The action in a response: the stripped text of its first pair of action tags.
+
+    Returns:
+        ``None`` where there is no pair, nothing in it, another opening tag in it, or more than ``max_characters``.
+    """
+    match = _ACTION.search(text)
+    if match is None:
+        return None
+    action = match[1].strip()
+    if not action or len(action) > max_characters or ACTION_TAGS[0] in action.lower():
+        return None
+    return action.lower() if lowercase else action
+
+
+def without_task(text: str, task: str) -> str:
+    """An observation without the lines that repeat the task, which a prompt states in a place of its own."""
+    if not task:
+        return text
+    return "\n".join(line for line in text.splitlines() if task not in line).strip() or text

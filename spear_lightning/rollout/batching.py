@@ -1,0 +1,155 @@
+"""Token rows packed into padded tensors of bounded size, and dealt over optimizer steps."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spear_lightning.randomness import stream_seed
+from spear_lightning.rollout.episode import Row
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Rows that go through the policy together; all tensors have shape ``(rows, tokens)``, padded on the right.
+
+    Attributes:
+        input_ids: token ids, int64.
+        attention_mask: 1 at tokens, 0 at padding, int64.
+        response_mask: 1 at generated tokens that carry a gradient, float32.
+        old_logps: behaviour log-probabilities, float32; 0 at tokens that were not generated.
+        advantages: float32; 0 at tokens that were not generated.
+        turns: number of the turn that generated the token, int16; -1 elsewhere.
+        source: whether the rows were just played or come from the replay buffer.
+        weights: factor of each token's loss (truncated importance sampling), float32; ``None`` is 1 everywhere.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    response_mask: Tensor
+    old_logps: Tensor
+    advantages: Tensor
+    turns: Tensor
+    source: Literal["fresh", "replay"]
+    weights: Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens that are not padding (waits for the device, if the tensors are on one)."""
+        return int(self.attention_mask.sum())
+
+    def to(self, device: torch.device | str) -> MicroBatch:
+        """The same on ``device``."""
+        names = ("input_ids", "attention_mask", "response_mask", "old_logps", "advantages", "turns")
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
+        return replace(self, **moved, weights=None if self.weights is None else self.weights.to(device))
+
+
+def empty_micro_batch(pad_id: int, source: Literal["fresh", "replay"] = "fresh") -> MicroBatch:
+    """A micro-batch that costs next to nothing and has no gradient, for ranks that have fewer than others.
+
+    One row of two tokens that attend normally, so that nothing is divided by zero on the way through the model.
+    """
+    shape = (1, 2)
+    return MicroBatch(
+        input_ids=torch.full(shape, pad_id, dtype=torch.int64),
+        attention_mask=torch.ones(shape, dtype=torch.int64),
+        response_mask=torch.zeros(shape),
+        old_logps=torch.zeros(shape),
+        advantages=torch.zeros(shape),
+        turns=torch.full(shape, -1, dtype=torch.int16),
+        source=source,
+    )
+
+
+def pack(rows: Sequence[Row], *, pad_id: int, max_tokens: int, source: Literal["fresh", "replay"]) -> list[MicroBatch]:
+    """Pack rows into as few micro-batches as the budget allows, of about equal cost.
+
+    Rows of similar length go together. A row that alone exceeds the budget gets a micro-batch of its own. The result is a
+    function of the lengths and the order of the rows alone.
+
+    Args:
+        rows: each goes into exactly one micro-batch.
+        pad_id: token id that short rows are filled up with.
+        max_tokens: rows times padded length of a micro-batch at most.
+        source: recorded in the micro-batches.
+
+    Raises:
+        ValueError: ``max_tokens`` is not positive.
+    """
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
+    order = sorted(range(len(rows)), key=lambda number: (-len(rows[number]), number))
+    lengths = [len(rows[number]) for number in order]
+    alone = sum(length > max_tokens for length in lengths)
+    sizes = [1] * alone + _balanced(lengths[alone:], max_tokens)
+    ends = np.cumsum(sizes, dtype=int)
+    return [
+        _pad([rows[number] for number in order[end - size : end]], pad_id, source)
+        for size, end in zip(sizes, ends, strict=True)
+    ]
+
+
+def split_minibatches(keys: Sequence[Key], count: int, seed: int) -> dict[Key, int]:
+    """Deal keyed rows into ``count`` minibatches of nearly equal size.
+
+    Args:
+        keys: of *all* ranks, each once; their order does not matter.
+        count: number of minibatches.
+        seed: of the deal; fold iteration and epoch into it.
+
+    Returns:
+        The minibatch of each key, from 0 to ``count - 1``.
+
+    Raises:
+        ValueError: ``count`` is not positive, or a key occurs twice.
+    """
+    if count < 1:
+        raise ValueError(f"the number of minibatches must be at least 1, not {count}")
+    if len(set(keys)) < len(keys):
+        raise ValueError("split_minibatches needs distinct keys, but one occurs twice")
+    shuffled = sorted(keys, key=lambda key: (stream_seed("minibatch", seed, repr(key)), repr(key)))
+    return {key: position * count // len(shuffled) for position, key in enumerate(shuffled)}
+
+
+def _balanced(lengths: list[int], max_tokens: int) -> list[int]:
+    """Cut descending lengths into the fewest pieces within the budget, with the smallest possible largest piece."""
+    fewest = len(_greedy(lengths, max_tokens))
+    low, high = max(lengths, default=1), max_tokens
+    while low < high:
+        middle = (low + high) // 2
+        if len(_greedy(lengths, middle)) <= fewest:
+            high = middle
+        else:
+            low = middle + 1
+    return _greedy(lengths, high)
+
+
+def _greedy(lengths: list[int], budget: int) -> list[int]:
+    """Sizes of consecutive pieces, each as large as the budget allows; no length may exceed it."""
+    sizes: list[int] = []
+    start = 0
+    while start < len(lengths):
+        sizes.append(min(budget // max(1, lengths[start]), len(lengths) - start))  # the first of a piece is the longest
+        start += sizes[-1]
+    return sizes
+
+
+def _pad(rows: list[Row], pad_id: int, source: Literal["fresh", "replay"]) -> MicroBatch:
+    shape = (len(rows), max(2, *(len(row) for row in rows)))
+    ids, attention = np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64)
+    mask, logps, advantages = np.zeros(shape, np.float32), np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    turns = np.full(shape, -1, np.int16)
+    for number, row in enumerate(rows):
+        end = len(row)
+        ids[number, :end], attention[number, :end], mask[number, :end] = row.ids, 1, row.mask
+        logps[number, :end], advantages[number, :end], turns[number, :end] = row.logps, row.advantages, row.turns
+    arrays = (ids, attention, mask, logps, advantages, turns)
+    return MicroBatch(*(torch.from_numpy(array) for array in arrays), source=source)
