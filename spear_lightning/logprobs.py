@@ -68,7 +68,8 @@ def token_logprobs_and_entropy(
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
     hidden, weight = hidden.to(dtype), weight.to(dtype)
     bias = None if bias is None else bias.to(dtype)
-    results: tuple[Tensor, Tensor] = _ChunkedLogProbs.apply(hidden, weight, bias, targets, temperature, chunk_size)
+    apply: Any = _ChunkedLogProbs.apply
+    results: tuple[Tensor, Tensor] = apply(hidden, weight, bias, targets, temperature, chunk_size)
     return results
 
 
@@ -97,7 +98,7 @@ def checkpointed_stats_of_logits(
     """As :func:`stats_of_logits`, with the softmax recomputed chunk by chunk in the backward pass."""
     pairs = [
         checkpoint(stats_of_logits, part, target, temperature, use_reentrant=False)
-        for part, target in zip(logits.split(chunk_size), targets.split(chunk_size), strict=True)
+        for part, target in zip(torch.split(logits, chunk_size), torch.split(targets, chunk_size), strict=True)
     ]
     logps, entropies = zip(*pairs, strict=True)
     return torch.cat(logps), torch.cat(entropies)
@@ -159,7 +160,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
         return logps, entropies
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_logps: Tensor | None, grad_entropies: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad_logps is None and grad_entropies is None:
             return None, None, None, None, None, None
