@@ -1,0 +1,1 @@
+"""What benchmarks/compare.py is made of: runs, their records, aggregation over seeds, tables and the picture."""

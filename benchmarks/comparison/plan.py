@@ -1,0 +1,219 @@
+"""What is to be compared, checked before any training time is spent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_SEED_SUFFIX = re.compile(r"-seed\d+$")
+
+
+class PlanError(Exception):
+    """The comparison as asked for cannot be run; the message names the argument or file and the fix."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the things compared.
+
+    Attributes:
+        name: in files, tables and the picture.
+        overlays: configuration files laid over the base one, the last one wins.
+    """
+
+    name: str
+    overlays: tuple[Path, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Arm:
+        """Read ``NAME=OVERLAY.yaml[,OVERLAY.yaml…]``.
+
+        Raises:
+            PlanError: it does not have this form, or a file is missing.
+        """
+        name, _, paths = text.partition("=")
+        if not _NAME.fullmatch(name) or _SEED_SUFFIX.search(name) or not paths:
+            raise PlanError(
+                f"--arm {text!r}: give NAME=OVERLAY.yaml[,OVERLAY.yaml...], the name of letters, digits and any of "
+                "._+-, and not ending in -seed and a number"
+            )
+        overlays = tuple(Path(path) for path in paths.split(","))
+        for overlay in overlays:
+            if not overlay.is_file():
+                raise PlanError(f"--arm {name}: there is no file {overlay}")
+        return cls(name, overlays)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A base configuration, arms, seeds, and where the results go.
+
+    Attributes:
+        base: configuration that every arm starts from.
+        arms: what is compared, names all different.
+        seeds: one run of each arm per seed.
+        settings: further ``key=value`` pairs that hold for every arm.
+        temperatures: that the final policy is tested at, the main one first.
+        output: folder of records, summary and picture; runs go to ``runs`` below it.
+        command: how ``spear`` is started.
+    """
+
+    base: Path
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...]
+    settings: tuple[str, ...]
+    temperatures: tuple[str, ...]
+    output: Path
+    command: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.base.is_file():
+            raise PlanError(f"--base: there is no file {self.base}")
+        names = [arm.name for arm in self.arms]
+        for what, values in (("--arm", names), ("--seeds", self.seeds), ("--temperatures", self.temperatures)):
+            twice = sorted({str(value) for value in values if list(values).count(value) > 1})
+            if twice or not values:
+                raise PlanError(f"{what}: {'given twice: ' + ', '.join(twice) if twice else 'give at least one'}")
+        for setting in self.settings:
+            if not re.fullmatch(r"[A-Za-z_][\w.]*\+?=.*", setting, re.DOTALL):
+                raise PlanError(f"--set {setting!r}: give KEY=VALUE, as trainer.max_epochs=40")
+            key = setting.split("=", 1)[0]
+            if key in ("seed_everything", "run.directory", "ckpt_path", "data.evaluation.temperature"):
+                raise PlanError(f"--set {key}: the comparison sets it itself")
+
+    def configuration(self, arm: Arm, seed: int) -> list[str]:
+        """Arguments of ``spear`` that configure a run of ``arm``."""
+        files = [argument for path in (self.base, *arm.overlays) for argument in ("-c", str(path))]
+        return [*files, *(f"--{setting}" for setting in self.settings), f"--seed_everything={seed}"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One arm with one seed.
+
+    Attributes:
+        arm: the arm.
+        seed: the seed.
+        config: the composed configuration, without the run's directory.
+    """
+
+    arm: Arm
+    seed: int
+    config: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """Names its files."""
+        return f"{self.arm.name}-seed{self.seed}"
+
+    @property
+    def training_digest(self) -> str:
+        """Of what the trained policy depends on: a checkpoint of another digest is of another run."""
+        return _digest(self.config)
+
+    def digest(self, temperatures: Sequence[str]) -> str:
+        """Of all that the record depends on."""
+        return _digest([self.config, list(temperatures)])
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def compose(comparison: Comparison, arm: Arm, environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """The configuration that ``spear`` makes of an arm's files, without seed and run directory.
+
+    Args:
+        comparison: that the arm belongs to.
+        arm: whose configuration.
+        environment: variables of the process.
+
+    Raises:
+        PlanError: ``spear`` refuses the configuration, or a run of it would leave nothing to compare.
+    """
+    arguments = [*comparison.command, "fit", *comparison.configuration(arm, 0), "--print_config"]
+    done = subprocess.run(arguments, capture_output=True, text=True, env=dict(environment))
+    if done.returncode:
+        raise PlanError(f"arm {arm.name}: the configuration is refused:\n{last_lines(done.stderr or done.stdout, 12)}")
+    config: dict[str, Any] = yaml.safe_load(done.stdout)
+    config.pop("seed_everything", None)
+    config.pop("run", None)
+    _require_results(config, arm)
+    return config
+
+
+def _require_results(config: Mapping[str, Any], arm: Arm) -> None:
+    trainer = config.get("trainer") or {}
+    callbacks = {
+        str(entry["class_path"]).rpartition(".")[2]: entry.get("init_args") or {}
+        for entry in trainer.get("callbacks") or []
+    }
+    if "LearningCurve" not in callbacks:
+        raise PlanError(f"arm {arm.name}: add LearningCurve to trainer.callbacks, which writes the validation curve")
+    if not callbacks.get("ModelCheckpoint", {}).get("save_last"):
+        raise PlanError(
+            f"arm {arm.name}: add ModelCheckpoint with save_last: true to trainer.callbacks; the last policy is "
+            "tested, and an interrupted run goes on from it"
+        )
+    if trainer.get("logger") not in (None, True):
+        raise PlanError(
+            f"arm {arm.name}: leave trainer.logger out; curves are read from the default logger's metrics.csv"
+        )
+    validated, iterations = trainer.get("check_val_every_n_epoch") or 0, trainer.get("max_epochs") or 0
+    if not validated or iterations < 1 or iterations % validated:
+        raise PlanError(
+            f"arm {arm.name}: trainer.max_epochs is {iterations} and trainer.check_val_every_n_epoch {validated}; "
+            "make the first a multiple of the second, so that the policy that training ends with is evaluated"
+        )
+
+
+def last_lines(text: str, count: int) -> str:
+    """The last lines of a text that say something."""
+    return "\n".join([line for line in text.splitlines() if line.strip()][-count:])
+
+
+def differences(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Settings in which arms differ.
+
+    Args:
+        configs: composed configuration by arm.
+
+    Returns:
+        By dotted key, the value of each arm (``None`` where it does not have the key).
+    """
+    flat = {arm: dict(_flatten(config)) for arm, config in configs.items()}
+    keys = sorted({key for values in flat.values() for key in values})
+    found = {key: {arm: values.get(key) for arm, values in flat.items()} for key in keys}
+    return {key: values for key, values in found.items() if len({repr(value) for value in values.values()}) > 1}
+
+
+def _flatten(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        if "class_path" in value:  # what is configured by class: its name, then its own settings
+            name = str(value["class_path"]).rpartition(".")[2]
+            return [(prefix, name), *_flatten(value.get("init_args") or {}, prefix)]
+        return [
+            pair for key, inner in value.items() for pair in _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+        ]
+    if (
+        isinstance(value, list)
+        and value
+        and all(isinstance(entry, Mapping) and "class_path" in entry for entry in value)
+    ):
+        named = {str(entry["class_path"]).rpartition(".")[2]: entry.get("init_args") or {} for entry in value}
+        return [
+            pair
+            for name, inner in named.items()
+            for pair in [(f"{prefix}.{name}", True), *_flatten(inner, f"{prefix}.{name}")]
+        ]
+    return [(prefix, value)] if prefix and value != {} else []
