@@ -1,8 +1,8 @@
 """Many text environments in a few worker processes, stepped together, surviving whatever an environment does.
 
 The pool keeps no engine in the training process. An episode lives in a numbered *slot*; a slot always belongs to the
-same worker. Whatever goes wrong with an episode — its environment raises, hangs, or takes its whole process down — it comes
-back as ``Observation(aborted=reason)``, the broken part is replaced, and the other episodes go on.
+same worker. Whatever goes wrong with an episode — its environment raises, hangs, or takes its whole process down — it
+comes back as ``Observation(aborted=reason)``, the broken part is replaced, and the other episodes go on.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class Response:
 
 
 class Player(ABC):
-    """An agent in one episode. Called in turn: :meth:`prompt`, :meth:`respond`, :meth:`observe`, :meth:`prompt`, …"""
+    """An agent in one episode; called in turn: :meth:`prompt`, :meth:`respond`, :meth:`observe`, :meth:`prompt`."""
 
     @abstractmethod
     def prompt(self) -> Prompt:
@@ -93,14 +93,12 @@ class Agent(ABC):
 
     Attributes:
         context: how training rows are made of the episodes (:data:`Context`).
-        tags: that the tokenizer must be able to write and read back.
 
     Raises:
         ValueError: a limit is not positive.
     """
 
     context: ClassVar[Context]
-    tags: ClassVar[tuple[str, ...]] = ACTION_TAGS
 
     def __init__(
         self,
@@ -125,6 +123,11 @@ class Agent(ABC):
     @abstractmethod
     def start(self, task: Task, observation: Observation) -> Player:
         """Begin an episode of ``task`` that opened with ``observation``."""
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """What the tokenizer must be able to write and read back, and the environment must not say."""
+        return ACTION_TAGS
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -165,8 +168,8 @@ class Agent(ABC):
             unknown = tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids
             if unknown or tag not in self.decode(np.asarray(ids, np.int32)):
                 raise ValueError(
-                    f"{name} cannot write the tag {tag} that {type(self).__name__} needs: add it as a special token, or "
-                    "use a tokenizer that can spell any text"
+                    f"{name} cannot write the tag {tag} that {type(self).__name__} needs: add it as a special "
+                    "token, or use a tokenizer that can spell any text"
                 )
         if not self.stop_ids:
             raise ValueError(f"{name} has neither an end-of-text token nor a token {ACTION_TAGS[1]}: add one of them")

@@ -72,8 +72,8 @@ def empty_micro_batch(pad_id: int, source: Literal["fresh", "replay"] = "fresh")
 def pack(rows: Sequence[Row], *, pad_id: int, max_tokens: int, source: Literal["fresh", "replay"]) -> list[MicroBatch]:
     """Pack rows into as few micro-batches as the budget allows, of about equal cost.
 
-    Rows of similar length go together. A row that alone exceeds the budget gets a micro-batch of its own. The result is a
-    function of the lengths and the order of the rows alone.
+    Rows of similar length go together. A row that alone exceeds the budget gets a micro-batch of its own. The result is
+    a function of the lengths and the order of the rows alone.
 
     Args:
         rows: each goes into exactly one micro-batch.
@@ -151,5 +151,12 @@ def _pad(rows: list[Row], pad_id: int, source: Literal["fresh", "replay"]) -> Mi
         end = len(row)
         ids[number, :end], attention[number, :end], mask[number, :end] = row.ids, 1, row.mask
         logps[number, :end], advantages[number, :end], turns[number, :end] = row.logps, row.advantages, row.turns
-    arrays = (ids, attention, mask, logps, advantages, turns)
-    return MicroBatch(*(torch.from_numpy(array) for array in arrays), source=source)
+    return MicroBatch(
+        input_ids=torch.from_numpy(ids),
+        attention_mask=torch.from_numpy(attention),
+        response_mask=torch.from_numpy(mask),
+        old_logps=torch.from_numpy(logps),
+        advantages=torch.from_numpy(advantages),
+        turns=torch.from_numpy(turns),
+        source=source,
+    )

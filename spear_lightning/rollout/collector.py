@@ -1,4 +1,4 @@
-"""Plays episodes: all environments of a batch are stepped together, finished ones leave, waiting ones take their place."""
+"""Plays episodes: environments are stepped together, finished ones leave, waiting ones take their place."""
 
 from __future__ import annotations
 
@@ -53,24 +53,6 @@ class PlayedEpisodes:
         return [episode for episode in self.episodes if episode.status == "aborted"]
 
 
-def check_training_sampling(sampling: Sampling) -> None:
-    """Refuse sampling that training could not correct for.
-
-    The importance ratio compares the policy with the distribution that tokens were drawn from. Under top-p or top-k that
-    is not the policy, and under temperature 0 it is no distribution.
-
-    Raises:
-        ValueError: ``top_p``, ``top_k`` or a temperature of 0 is set.
-    """
-    if sampling.top_p != 1.0 or sampling.top_k != 0:
-        raise ValueError(
-            f"training episodes cannot be sampled with top_p={sampling.top_p}, top_k={sampling.top_k}: the importance "
-            "ratio would be wrong. Set top_p: 1.0 and top_k: 0 for rollouts; for evaluation both are allowed"
-        )
-    if not sampling.temperature > 0:
-        raise ValueError(f"training episodes need a temperature above 0, not {sampling.temperature}")
-
-
 @dataclass(slots=True)
 class _Running:
     """An episode in a slot."""
@@ -92,8 +74,8 @@ class Collector:
         agent: bound to the policy's tokenizer.
         engine: that generates.
         max_active: most episodes at a time; ``None`` plays all that are asked for together.
-        max_episode_tokens: length limit of an episode in ``conversation`` context, prompts included; one that reaches it
-            is truncated as ``overlong``. ``None`` leaves the limit to the engine.
+        max_episode_tokens: length limit of an episode in ``conversation`` context, prompts included; one that reaches
+            it is truncated as ``overlong``. ``None`` leaves the limit to the engine.
 
     Raises:
         ValueError: a limit is not positive.
@@ -300,7 +282,7 @@ class _Phase:
         episode, last = running.episode, running.observation
         if last.aborted is not None:
             episode.status, episode.reason, episode.success = "aborted", last.aborted, False
-        elif truncated or (last.truncated and not last.terminated):
+        elif truncated or (last.truncated and not (last.terminated or last.won)):
             episode.status, episode.reason = "truncated", truncated or "environment"
         self._engine.end(running.session)
         self._pool.release([slot])

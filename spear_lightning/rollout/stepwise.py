@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from spear_lightning.environments.base import Observation, Task
 from spear_lightning.rollout.agent import ACTION_TAGS, THINK_TAGS, Agent, Ids, Player, Prompt, Response, without_task
 
+_MOST_STEPS = 10**9  # a prompt that has left everything out still says how many steps were taken
 _ROLE = "You carry out a task in a simulated world, which you can only read about and act on through text."
 _THINK = "First reason about what to do next, between <think> and </think>. Then give "
 _ANSWER = "your next action between <action> and </action>: exactly one"
@@ -96,8 +97,11 @@ class StepwiseAgent(Agent):
         self.max_prompt_tokens = max_prompt_tokens
         self.role = role
         self.template_args = dict(template_args or {})
-        if think:
-            self.tags = (*THINK_TAGS, *ACTION_TAGS)  # type: ignore[misc]  # what is needed depends on the instance
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The action tags, and the think tags if they are asked for."""
+        return (*THINK_TAGS, *ACTION_TAGS) if self.think else ACTION_TAGS
 
     def bind(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Use ``tokenizer`` from now on.
@@ -106,7 +110,7 @@ class StepwiseAgent(Agent):
             ValueError: it cannot write the tags, cannot end a response, or an empty prompt exceeds the limit.
         """
         super().bind(tokenizer)
-        bare = len(self._ids(_Page("", 0, (), "", ())))
+        bare = len(self._ids(_Page("", _MOST_STEPS, (), "", ())))
         if bare >= self.max_prompt_tokens:
             raise ValueError(
                 f"agent.max_prompt_tokens is {self.max_prompt_tokens}, but a prompt has {bare} tokens before it says "
@@ -140,11 +144,9 @@ class StepwiseAgent(Agent):
             observation=self.plain(observation),
             admissible=tuple(self.plain(action) for action in shown),
         )
-        shortened = ""
-        for page, shortened in _ever_shorter(page):  # noqa: B020
-            ids = self._ids(page)
-            if len(ids) <= self.max_prompt_tokens:
-                break
+        versions = ((self._ids(shorter), left_out) for shorter, left_out in _ever_shorter(page))
+        # The last version is bare, and bind() made sure that it fits.
+        ids, shortened = next((ids, left_out) for ids, left_out in versions if len(ids) <= self.max_prompt_tokens)
         return Prompt(ids, ids, shortened)
 
     def _ids(self, page: _Page) -> Ids:

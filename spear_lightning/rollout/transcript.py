@@ -9,15 +9,16 @@ import numpy as np
 from spear_lightning.environments.base import Observation, Task
 from spear_lightning.rollout.agent import ACTION_TAGS, Agent, Ids, Player, Prompt, Response, without_task
 
+_TAG = re.compile(r"</?\w+>")
 _FIELD = re.compile(r"\{(task|observation)\}")
 
 
 class TranscriptAgent(Agent):
     """Plays in one growing transcript, without a list of admissible actions.
 
-    The model reads ``<task> put a mug on the desk <obs> You are in …`` and writes ``<action> go to desk 1 </action>``; the
-    environment's answer is appended as ``<obs> You arrive at desk 1 …``, and so on. Lines of the first observation that
-    repeat the task are left out.
+    The model reads ``<task> put a mug on the desk <obs> You are in …`` and writes ``<action> go to desk 1 </action>``;
+    the environment's answer is appended as ``<obs> You arrive at desk 1 …``, and so on. Lines of the first observation
+    that repeat the task are left out.
 
     Args:
         opening: text before the first response; ``{task}`` and ``{observation}`` are filled in.
@@ -49,6 +50,11 @@ class TranscriptAgent(Agent):
         self.opening = opening
         self.continuation = continuation
 
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The action tags and those of the templates."""
+        return (*ACTION_TAGS, *_TAG.findall(self.opening + self.continuation))
+
     def start(self, task: Task, observation: Observation) -> TranscriptPlayer:
         """Begin an episode."""
         return TranscriptPlayer(self, observation)
@@ -62,7 +68,7 @@ class TranscriptAgent(Agent):
         return self.encode(self._fill(self.continuation, "", observation))
 
     def response_ids(self, action: str) -> Ids:
-        """Ids of a response as the model should write it (for demonstrations), int32 ``(tokens,)``; ends with a stop token."""
+        """Ids of a response as the model should write it, stop token included, int32 ``(tokens,)``."""
         ids = self.encode(f" {ACTION_TAGS[0]} {self.plain(action)} {ACTION_TAGS[1]}")
         return ids if ids[-1] in self.stop_ids else np.append(ids, np.int32(self.stop_ids[0]))
 
