@@ -29,6 +29,7 @@ READABLE = [
     "naïve café, déjà vu — “quoted”, it’s… 20 °C, £5, ½ · 3 µm ©",
     "CAFÉ’S “ÉTÉ” « À LA CARTE » PÂTÉ",
     "São Paulo, AMANHÃ, «IRMû, IRMÃ… “MANHÔ, ÂNGULO",
+    "IRMò, PÂ° (a note to a word in capitals)",
     "Ärger, Straße, Übergrößenträger, ÖL–GAS",
     "Žluťoučký kůň, ŽIŽKOVŠTÍ, ÍŠÍ",
     "Việt Nam, đường, Ân, CẦN; Română: Înţelegere, MÂINE",
