@@ -16,11 +16,18 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from spear_lightning.loggers import MetricsCSV
+import spear_lightning.algorithm
+import spear_lightning.callbacks
+import spear_lightning.engines
+import spear_lightning.environments.alfworld
+import spear_lightning.environments.custom
+import spear_lightning.rollout.stepwise
+import spear_lightning.rollout.transcript  # noqa: F401 - imported classes can be named in YAML without their module
 from spear_lightning.datamodule import RolloutDataModule
+from spear_lightning.loggers import MetricsCSV
 from spear_lightning.module import SpearModule
 
-USAGE = "spear {fit,validate,test,predict,warmstart} [-c CONFIG.yaml ...] [--key value ...]"
+USAGE = "[-c CONFIG.yaml ...] [--key value ...]"
 
 
 class SpearCLI(LightningCLI):
@@ -65,7 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: as on the command line; ``None`` takes the process's own.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is not None:
+        sys.argv = ["spear", *arguments]  # what Lightning and its launchers read
+    given = sys.argv[1:]
     started = _Started()
     try:
         if given[:1] == ["warmstart"]:
@@ -76,11 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             SpearCLI(
                 SpearModule,
                 RolloutDataModule,
-                args=given,
                 seed_everything_default=1,
                 save_config_kwargs={"overwrite": True},
                 trainer_defaults={"callbacks": started},
-                parser_kwargs={"prog": "spear", "usage": USAGE},
+                auto_configure_optimizers=False,
+                parser_kwargs={name: {"usage": f"spear {name} {USAGE}"} for name in SpearCLI.subcommands()},
             )
     except (MisconfigurationException, ValueError, OSError) as error:
         if started.started or os.environ.get("SPEAR_TRACEBACK") == "1":

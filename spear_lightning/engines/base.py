@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -71,30 +72,29 @@ class Completion:
     weight_version: int
 
 
-@runtime_checkable
-class RolloutEngine(Protocol):
-    """Generates responses with the current policy."""
+class RolloutEngine(ABC):
+    """Generates responses with the current policy.
 
+    A base class and not a protocol, so that a configuration can name an engine by its class name alone.
+    """
+
+    @abstractmethod
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """One completion per request, in order. Sessions must be distinct within a call."""
-        ...
 
+    @abstractmethod
     def sync(self, policy: Policy, version: int) -> None:
         """Take over the weights of ``policy`` and drop every cache made with older ones."""
-        ...
 
+    @abstractmethod
     def end(self, session: str) -> None:
         """The session will not be continued: free what is kept for it. Unknown sessions are ignored."""
-        ...
 
-    def sleep(self) -> None:
+    def sleep(self) -> None:  # noqa: B027 - an engine may have nothing to free
         """Free what generation needs until :meth:`wake` (between rollout phases)."""
-        ...
 
-    def wake(self) -> None:
+    def wake(self) -> None:  # noqa: B027
         """Make ready to generate again."""
-        ...
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """Free everything; the engine is not used afterwards."""
-        ...
