@@ -159,9 +159,13 @@ class Executor:
                     digest=run.digest(self._temperatures),
                     provenance=self.provenance,
                 )
-        except (RunFailedError, IncompleteRunError, OSError) as error:
+        except InterruptedRunError:
+            raise
+        except Exception as error:  # whatever it is, the other runs go on
+            expected = isinstance(error, (RunFailedError, IncompleteRunError))
+            message = str(error) if expected else f"{type(error).__name__}: {error}"
             log = error.log if isinstance(error, RunFailedError) else []
-            record = FailedRun(run.arm.name, run.seed, run.digest(self._temperatures), str(error), log)
+            record = FailedRun(run.arm.name, run.seed, run.digest(self._temperatures), message, log)
         save(self.record_path(run), record)
         return record
 
