@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 Treatment = Literal["", "clean", "heat", "cool", "light"]
+Motive = Literal["purpose", "stray", "fumble"]
+"""Why a move was made: it served the goal; it strayed; or it was meant to be refused by the engine."""
 
 _APPLIANCE = {"clean": "sinkbasin", "heat": "microwave", "cool": "fridge"}
 _ADJECTIVE = {"clean": "clean", "hot": "heat", "cool": "cool"}
@@ -58,7 +61,9 @@ class Goal:
                 if text.startswith(("look", "examine")):
                     treatment = "light"
                 return cls(parts["object"], parts["target"], treatment, count)
-        raise ValueError(f"The search expert cannot read the task {task!r}: it knows ALFWorld's templated instructions only.")
+        raise ValueError(
+            f"The search expert cannot read the task {task!r}: it knows ALFWorld's templated instructions only."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +74,23 @@ class Wandering:
         detour: chance that a walk leads to a random receptacle in place of the intended one.
         waste: chance of a move that changes nothing of use (look around, examine, check what is carried, close a door).
         blunder: chance of taking a wrong object that lies in reach (it is put back next).
+        fumble: chance of an action that the engine refuses (it answers "Nothing happens.").
         shuffle: search unseen receptacles in random order; otherwise in the order in which they were listed.
     """
 
     detour: float = 0.0
     waste: float = 0.0
     blunder: float = 0.0
+    fumble: float = 0.0
     shuffle: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("detour", "waste", "blunder"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"wandering.{name} must be in [0, 1), got {getattr(self, name)}.")
+        chances = {name: getattr(self, name) for name in ("detour", "waste", "blunder", "fumble")}
+        for name, chance in chances.items():
+            if not 0 <= chance < 1:
+                raise ValueError(f"wandering.{name} must be in [0, 1), got {chance}.")
+        if sum(chances.values()) >= 1:
+            raise ValueError(f"wandering: the chances {chances} must sum to less than 1.")
 
 
 def noun(name: str) -> str:
@@ -124,6 +134,9 @@ class SearchExpert:
     Args:
         seed: of the order of search and of all wandering.
         wandering: how demonstrations stray; by default not at all.
+
+    Attributes:
+        motive: why the latest action was chosen.
     """
 
     def __init__(self, seed: int, wandering: Wandering = Wandering()) -> None:
@@ -133,8 +146,7 @@ class SearchExpert:
         self._know = _Beliefs([])
         self._queue: list[str] = []
         self._action = ""
-        self.purposeful = True
-        """Whether the latest action served the goal (false for detours, wasted moves and blunders)."""
+        self.motive: Motive = "purpose"
 
     def reset(self, task: str, observation: str) -> None:
         """Start an episode.
@@ -167,9 +179,7 @@ class SearchExpert:
         """
         if self._action:
             self._read(observation.lower())
-        stray = self._stray()
-        self.purposeful = stray is None
-        self._action = self._advance() if stray is None else stray
+        self.motive, self._action = self._stray() or ("purpose", self._advance())
         return self._action
 
     # -- reading ------------------------------------------------------------------------------------------------
@@ -177,6 +187,8 @@ class SearchExpert:
     def _read(self, text: str) -> None:
         know, words = self._know, self._action.split()
         if text.startswith("nothing happens"):
+            if self.motive == "fumble":
+                return  # as expected
             if words[0] == "move":  # this receptacle does not take this object
                 know.futile.add((know.held, know.here))
             elif words[0] == "take":  # the object is not where it was believed to be
@@ -193,7 +205,11 @@ class SearchExpert:
             know.contents[know.here] = [o for o in know.contents.get(know.here, []) if o != name]
             know.held, know.treated = name, False
         elif verb == "move":
-            if noun(name) == self._goal.object and noun(know.here) == self._goal.target and (know.treated or not self._goal.treatment):
+            if (
+                noun(name) == self._goal.object
+                and noun(know.here) == self._goal.target
+                and (know.treated or not self._goal.treatment)
+            ):
                 know.placed.setdefault(know.here, set()).add(name)
             know.contents.setdefault(know.here, []).append(name)
             know.held = ""
@@ -287,21 +303,44 @@ class SearchExpert:
 
     # -- straying -----------------------------------------------------------------------------------------------
 
-    def _stray(self) -> str | None:
-        """A detour, a wasted move or a blunder, or nothing. Never one that the engine would refuse."""
-        know, draw = self._know, self._random.random()
-        ways = self._wandering
-        if draw < ways.detour:
-            others = [r for r in know.receptacles if r != know.here]
-            return self._go(self._random.choice(others)) if others else None
-        if draw < ways.detour + ways.waste:
-            options = ["look", "inventory"]
-            if know.here:
-                options.append(f"examine {know.here}")
-            if know.held:
-                options.append(f"examine {know.held}")
-            return self._random.choice(options)
-        if draw < ways.detour + ways.waste + ways.blunder and not know.held and know.here not in know.closed:
-            wrong = [o for o in know.contents.get(know.here, []) if noun(o) != self._goal.object and "lamp" not in o]
-            return f"take {self._random.choice(wrong)} from {know.here}" if wrong else None
+    def _stray(self) -> tuple[Motive, str] | None:
+        """One of the ways to stray and why, or nothing."""
+        draw, ways = self._random.random(), self._wandering
+        choices: tuple[tuple[float, Motive, Callable[[], list[str]]], ...] = (
+            (ways.detour, "stray", self._detours),
+            (ways.waste, "stray", self._wasted_moves),
+            (ways.blunder, "stray", self._blunders),
+            (ways.fumble, "fumble", self._fumbles),
+        )
+        for chance, motive, options in choices:
+            if draw < chance:
+                actions = options()
+                return (motive, self._random.choice(actions)) if actions else None
+            draw -= chance
         return None
+
+    def _detours(self) -> list[str]:
+        return [self._go(place) for place in self._know.receptacles if place != self._know.here]
+
+    def _wasted_moves(self) -> list[str]:
+        know = self._know
+        return ["look", "inventory", *(f"examine {thing}" for thing in (know.here, know.held) if thing)]
+
+    def _blunders(self) -> list[str]:
+        know = self._know
+        if know.held or know.here in know.closed:
+            return []
+        wrong = [o for o in know.contents.get(know.here, []) if noun(o) != self._goal.object and "lamp" not in o]
+        return [f"take {thing} from {know.here}" for thing in wrong]
+
+    def _fumbles(self) -> list[str]:
+        know, goal = self._know, self._goal
+        absent = f"{goal.object} 1"
+        options = []
+        if know.here:
+            options.append(self._go(know.here))
+            if absent != know.held:
+                options.append(f"move {absent} to {know.here}")
+            if absent not in know.contents.get(know.here, []):
+                options.append(f"take {absent} from {know.here}")
+        return options

@@ -1,0 +1,146 @@
+"""A small word-level tokenizer for a text world: whole phrases and "noun number" names are single tokens.
+
+Copying the right name out of a long transcript is most of what an agent does in such a world. When ``desk 1`` is one token,
+copying it is one attention step, which a two-layer network learns within minutes.
+
+Nothing is lost silently: text outside the vocabulary falls back to its UTF-8 bytes. Decoding gives back the text in
+canonical form: in lower case, and with exactly one space before each piece of text and each tag.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
+
+TAGS = ("<task>", "<obs>", "<action>", "</action>", "<think>", "</think>")
+PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
+
+ALFWORLD_PHRASES = (
+    "-= welcome to textworld, alfred! =-\n\nyou are in the middle of a room.",
+    "you are in the middle of a room.",
+    "looking quickly around you,",
+    "you see",
+    "you arrive at",
+    "you open the",
+    "you close the",
+    "you pick up the",
+    "you move the",
+    "you clean the",
+    "you heat the",
+    "you cool the",
+    "you turn on the",
+    "you turn off the",
+    "you are carrying:",
+    "you are not carrying anything",
+    "you are facing the",
+    "next to it,",
+    "nothing happens",
+    "there's nothing special about",
+    "is open",
+    "is closed",
+    "this is a",
+    "in it,",
+    "on the",
+    "from the",
+    "to the",
+    "using the",
+    "go to",
+    "put it in",
+    "put them in",
+)
+"""Set phrases of the ALFWorld engine; each becomes one token (where it is preceded by a space)."""
+
+_LISTS = (", and a", ", and an", ", and", ", a", ", an", ",", ".", ":", "'s")
+_NAME = re.compile(r"(?<![a-z0-9])([a-z]+) ([1-9]\d?)(?![a-z0-9])")
+_WORD = re.compile(r"(?<![a-z0-9])[a-z]+(?![a-z0-9])")
+
+
+def build_tokenizer(
+    texts: Iterable[str],
+    *,
+    phrases: Sequence[str] = ALFWORLD_PHRASES,
+    tags: Sequence[str] = TAGS,
+    min_count: int = 2,
+    max_length: int = 2048,
+) -> PreTrainedTokenizerFast:
+    """Make a tokenizer from the texts that an agent reads and writes.
+
+    Args:
+        texts: observations, tasks and actions to collect words and names from.
+        phrases: each becomes one token.
+        tags: special tokens that structure a transcript.
+        min_count: words seen less often are spelled in bytes. Names ("desk 3") count for their noun: with a noun come
+            all its numbers up to the largest one seen.
+        max_length: ``model_max_length`` of the tokenizer, in tokens.
+
+    Returns:
+        A fast Hugging Face tokenizer with pad, eos and unk token, which ``save_pretrained`` writes in the usual form.
+
+    Raises:
+        ValueError: the texts hold no words.
+    """
+    words, numbers = _survey(texts)
+    kept = sorted(word for word, count in words.items() if count >= min_count)
+    if not kept:
+        raise ValueError("No words to build a tokenizer from: the texts are empty, or `min_count` is too large.")
+    names = [f"{kind} {n}" for kind in sorted(numbers) if words[kind] >= min_count for n in range(1, numbers[kind] + 1)]
+    digits = [str(n) for n in range(max(20, *numbers.values()) + 1)] if numbers else []
+    spaced = [f" {unit}" for unit in dict.fromkeys([*phrases, *names, *kept, *digits])]
+    units = list(dict.fromkeys([*_LISTS, *spaced]))
+
+    specials = [PAD, EOS, UNK, *tags]
+    bytes_ = [f"<0x{value:02X}>" for value in range(256)]
+    vocabulary = {token: number for number, token in enumerate([*specials, *bytes_, *units])}
+    backend = Tokenizer(BPE(vocab=vocabulary, merges=[], unk_token=UNK, byte_fallback=True, ignore_merges=True))
+    backend.normalizer = normalizers.Sequence(
+        [
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex(r"\A(?! )"), " "),
+            normalizers.Replace(Regex(r" \z"), ""),
+        ]
+    )
+    # Longest alternative first; a unit must not end inside a word ("desk 1" in "desk 12"). What is no unit goes on alone,
+    # character by character, so that text which spells a byte token ("<0x41>") is not taken for it.
+    endings = (re.escape(unit) + (r"(?![a-z0-9])" if unit[-1].isalnum() else "") for unit in _longest(units))
+    pattern = "|".join([*endings, r"[\s\S]"])
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
+    backend.decoder = decoders.Sequence(
+        [
+            *(decoders.Replace(tag, f" {tag}") for tag in specials),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in specials])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNK,
+        extra_special_tokens=list(tags),
+        model_max_length=max_length,
+        clean_up_tokenization_spaces=False,
+        padding_side="right",
+    )
+
+
+def _survey(texts: Iterable[str]) -> tuple[Counter[str], dict[str, int]]:
+    """Count words, and find the largest number that each noun is followed by."""
+    words: Counter[str] = Counter()
+    numbers: dict[str, int] = {}
+    for text in texts:
+        lower = text.lower()
+        words.update(_WORD.findall(lower))
+        for kind, number in _NAME.findall(lower):
+            numbers[kind] = max(numbers.get(kind, 0), int(number))
+    return words, numbers
+
+
+def _longest(units: Iterable[str]) -> list[str]:
+    return sorted(units, key=lambda unit: (-len(unit), unit))
