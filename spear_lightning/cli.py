@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import spear_lightning.algorithm
 import spear_lightning.callbacks
-import spear_lightning.engines
+import spear_lightning.engines.huggingface
 import spear_lightning.environments.alfworld
 import spear_lightning.environments.custom
 import spear_lightning.rollout.stepwise

@@ -168,7 +168,12 @@ class RolloutDataModule(LightningDataModule):
     def _play_iteration(self) -> Iterator[Minibatch]:
         iteration, module = self._trainer.current_epoch, self._module
         specs = training_specs(
-            self.environment.tasks("train"), self.rollouts, seed=self.seed, iteration=iteration, rank=rank(), world_size=world_size()
+            self.environment.tasks("train"),
+            self.rollouts,
+            seed=self.seed,
+            iteration=iteration,
+            rank=rank(),
+            world_size=world_size(),
         )
         rollout, statistics = self._play("train", specs, iteration)
         rows = fresh_rows(rollout.episodes)
@@ -228,9 +233,7 @@ class RolloutDataModule(LightningDataModule):
         return self._evaluation_stream("test")
 
     def _evaluation_stream(self, split: Split) -> IterationStream:
-        batches = evaluation_specs(
-            self.environment.tasks(split), self.evaluation, rank=rank(), world_size=world_size()
-        )
+        batches = evaluation_specs(self.environment.tasks(split), self.evaluation, rank=rank(), world_size=world_size())
 
         def play() -> Iterator[Rollout]:
             for specs in batches:
@@ -295,10 +298,6 @@ class RolloutDataModule(LightningDataModule):
         )
 
     # --- Lightning -----------------------------------------------------------------------------------------------
-
-    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
-        """Leave minibatches where they are: the module moves one micro-batch at a time."""
-        return batch
 
     def state_dict(self) -> dict[str, Any]:
         """Replay buffer of every rank and the reward baseline. Lightning calls it on every rank."""

@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 class RolloutHooks:
     """Called on every rank around each rollout phase: training, validation, test and prediction."""
 
-    def on_rollout_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, split: Split, episodes: int
-    ) -> None:
+    def on_rollout_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, split: Split, episodes: int) -> None:
         """Before the first episode; ``episodes`` is the number this rank will play."""
 
     def on_rollout_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, finished: int, active: int) -> None:
@@ -71,7 +69,5 @@ class MicroBatchOutput:
 class UpdateHooks:
     """Called on every rank during the update."""
 
-    def on_micro_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, output: MicroBatchOutput
-    ) -> None:
+    def on_micro_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, output: MicroBatchOutput) -> None:
         """After the backward pass of one micro-batch."""

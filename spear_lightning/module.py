@@ -162,7 +162,7 @@ class SpearModule(LightningModule, RolloutHooks):
             generator.manual_seed(stream_seed("micro-batch", minibatch.seed, self.global_rank, number))
             last = number == len(work) - 1
             with nullcontext() if last else self._no_gradient_sync():
-                self._backward(share, micro_batch.to(self.device), minibatch.temperature, generator)
+                self._backward(share, micro_batch, minibatch.temperature, generator)
         norm = self._clip_gradients()
         optimizer.step()
         self.weight_version += 1
@@ -181,9 +181,7 @@ class SpearModule(LightningModule, RolloutHooks):
             return any(share.part.tokens for share in shares)
         return any(share.part.signal for share in shares)
 
-    def _backward(
-        self, share: _Share, batch: MicroBatch, temperature: float, generator: torch.Generator
-    ) -> None:
+    def _backward(self, share: _Share, batch: MicroBatch, temperature: float, generator: torch.Generator) -> None:
         mask = batch.response_mask
         stats = self.policy(batch.input_ids, batch.attention_mask, temperature, want=mask > 0)
         token = share.loss(stats.logps, batch.old_logps, batch.advantages, mask, generator=generator)
@@ -327,4 +325,3 @@ class SpearModule(LightningModule, RolloutHooks):
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:
     return (values.detach() * mask).sum() / mask.sum().clamp(min=1)
-

@@ -26,8 +26,6 @@ Ids = npt.NDArray[np.int32]
 
 ACTION_TAGS = ("<action>", "</action>")
 THINK_TAGS = ("<think>", "</think>")
-_ACTION = re.compile(r"<action>(.*?)</action>", re.DOTALL | re.IGNORECASE)
-_THINK = re.compile(r"<think>.*?</think>", re.DOTALL | re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +116,7 @@ class Agent(ABC):
         self.max_action_characters = max_action_characters
         self.max_observation_characters = max_observation_characters
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._specials: re.Pattern[str] | None = None
+        self._specials = re.compile(r"(?!)")  # nothing, until the tokenizer is known
 
     @abstractmethod
     def start(self, task: Task, observation: Observation) -> Player:
@@ -159,8 +157,11 @@ class Agent(ABC):
             ValueError: it cannot write the tags, or has no token that could end a response.
         """
         self._tokenizer = tokenizer
+        # Not all_special_tokens: that leaves out all but the named ones (<|im_start|>), and <tool_call> is never marked.
+        added = tokenizer.added_tokens_decoder.values()
+        control = {token.content for token in added if token.special or token.content.startswith("<")}
         # The longest first: a special token may begin with another one.
-        specials = sorted({*tokenizer.all_special_tokens, *self.tags} - {""}, key=lambda token: (-len(token), token))
+        specials = sorted({*control, *self.tags} - {""}, key=lambda token: (-len(token), token))
         self._specials = re.compile("|".join(map(re.escape, specials)), re.IGNORECASE)
         name = f"the tokenizer of the policy ({tokenizer.name_or_path or type(tokenizer).__name__})"
         for tag in self.tags:
@@ -184,7 +185,6 @@ class Agent(ABC):
 
     def plain(self, text: str) -> str:
         """Text of the environment made safe to tokenise: valid Unicode, of bounded length, without special tokens."""
-        assert self._specials is not None, "bind() comes first"
         text = text[: self.max_observation_characters].encode("utf-8", "replace").decode("utf-8")
         return self._specials.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
@@ -198,7 +198,7 @@ class Agent(ABC):
         """
         text = self.decode(ids)
         action = parse_action(text, self.max_action_characters, self.lowercase)
-        valid = action is not None and (not think or _THINK.search(text) is not None)
+        valid = action is not None and (not think or between(text, THINK_TAGS) is not None)
         if self.require_admissible and admissible:
             valid = valid and action in admissible
         return Response(text, action, valid, tool_call=action is not None)
@@ -210,13 +210,20 @@ def parse_action(text: str, max_characters: int = 256, lowercase: bool = True) -
     Returns:
         ``None`` where there is no pair, nothing in it, another opening tag in it, or more than ``max_characters``.
     """
-    match = _ACTION.search(text)
-    if match is None:
-        return None
-    action = match[1].strip()
+    action = (between(text, ACTION_TAGS) or "").strip()
     if not action or len(action) > max_characters or ACTION_TAGS[0] in action.lower():
         return None
     return action.lower() if lowercase else action
+
+
+def between(text: str, tags: tuple[str, str]) -> str | None:
+    """What stands in the first pair of ``tags`` (in any case); ``None`` if there is no pair."""
+    # Two searches, not one pattern "open.*?close": that takes quadratic time on a thousand opening tags.
+    opening = re.search(re.escape(tags[0]), text, re.IGNORECASE)
+    if opening is None:
+        return None
+    closing = re.compile(re.escape(tags[1]), re.IGNORECASE).search(text, opening.end())
+    return None if closing is None else text[opening.end() : closing.start()]
 
 
 def without_task(text: str, task: str) -> str:

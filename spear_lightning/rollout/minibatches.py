@@ -8,8 +8,10 @@ DeepSpeed's collectives need every rank to take part in every backward pass).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, Literal, TypeVar
+
+import torch
 
 from spear_lightning.distributed import concatenate, gather, total
 from spear_lightning.randomness import stream_seed
@@ -34,6 +36,10 @@ class Part:
     tokens: int = 0
     signal: int = 0
 
+    def to(self, device: torch.device | str) -> Part:
+        """The same on another device."""
+        return replace(self, micro_batches=[batch.to(device) for batch in self.micro_batches])
+
 
 @dataclass(frozen=True, slots=True)
 class Minibatch:
@@ -50,6 +56,10 @@ class Minibatch:
     replay: Part
     temperature: float
     seed: int
+
+    def to(self, device: torch.device | str) -> Minibatch:
+        """The same on another device; Lightning calls it."""
+        return replace(self, fresh=self.fresh.to(device), replay=self.replay.to(device))
 
 
 class IterationStream(Generic[T]):

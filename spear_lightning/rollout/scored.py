@@ -60,3 +60,7 @@ class Rollout:
     aborted: list[Episode]
     seconds: dict[str, float]
     metrics: dict[str, float] = field(default_factory=dict)
+
+    def to(self, device: object) -> Rollout:
+        """Itself: there is nothing on a device. Lightning calls it for each batch."""
+        return self
