@@ -157,7 +157,7 @@ class Agent(ABC):
             ValueError: it cannot write the tags, or has no token that could end a response.
         """
         self._tokenizer = tokenizer
-        # Not all_special_tokens: that leaves out all but the named ones (<|im_start|>), and <tool_call> is never marked.
+        # Not all_special_tokens: it leaves out <|im_start|>; and <tool_call> is not marked as special at all.
         added = tokenizer.added_tokens_decoder.values()
         control = {token.content for token in added if token.special or token.content.startswith("<")}
         # The longest first: a special token may begin with another one.
