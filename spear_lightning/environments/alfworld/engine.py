@@ -45,22 +45,23 @@ class LoadedGame:
         logic: actions, grammar and types.
         translation: the SAS+ task and what comes with it.
         sas: its text as bytes.
-        fixed_commands: names of the actions whose command cannot depend on the state.
+        command_parameters: for each action whose command does not depend on the state, the positions of the arguments
+            that it depends on.
         initial: facts of the initial state; filled by the first start.
         propositions: fact by the planner's name for it.
         operators: TextWorld action by operator number.
-        commands: command by operator number, for each assignment of names to entities.
+        commands: command by action and those arguments, for each assignment of names to entities.
     """
 
     data: Mapping[str, Any]
     logic: Logic
     translation: Translation
     sas: bytes
-    fixed_commands: frozenset[str]
+    command_parameters: dict[str, tuple[int, ...]]
     initial: State | None = None
     propositions: dict[str, Proposition] = field(default_factory=dict)
     operators: dict[int, Action] = field(default_factory=dict)
-    commands: dict[tuple[str, ...], dict[int, str]] = field(default_factory=dict)
+    commands: dict[tuple[str, ...], dict[tuple[str, ...], str]] = field(default_factory=dict)
 
 
 class GameCache:
@@ -121,19 +122,23 @@ class GameCache:
         for name, supertypes in translation.types:
             with contextlib.suppress(ValueError):  # declared twice: stock keeps the first too
                 logic.types.add(Type(name, supertypes))
-        return LoadedGame(data, logic, translation, translation.sas.encode(), _fixed_commands(logic, translation))
+        return LoadedGame(data, logic, translation, translation.sas.encode(), _command_parameters(logic, translation))
 
 
-def _fixed_commands(logic: Logic, translation: Translation) -> frozenset[str]:
+def _command_parameters(logic: Logic, translation: Translation) -> dict[str, tuple[int, ...]]:
+    """For each action whose command does not depend on the state: which of its arguments the command depends on."""
     fluents = set(translation.fluents)
-    fixed = set()
-    for name, action in logic.actions.items():
-        queries = logic.grammar.queries_of(action.template)
-        if queries is not None and not any(
-            p.name.removeprefix("not_") in fluents for q in queries for p in q.preconditions
-        ):
-            fixed.add(name)
-    return frozenset(fixed)
+    found = {}
+    for name, parameters in translation.actions.items():
+        reads = logic.grammar.reads(logic.actions[name].template) if name in logic.actions else None
+        if reads is None or reads.predicates & fluents:
+            continue
+        every = tuple(range(len(parameters)))
+        # A variable that the action leaves free takes any value that no argument has, so all arguments matter.
+        bound = reads.placeholders <= set(parameters)
+        read = reads.names | {placeholder for placeholder, _ in reads.placeholders}
+        found[name] = tuple(number for number in every if parameters[number][0] in read) if bound else every
+    return found
 
 
 class CachedState(PddlState):  # type: ignore[misc]  # TextWorld is untyped
@@ -207,6 +212,8 @@ class CachedState(PddlState):  # type: ignore[misc]  # TextWorld is untyped
             Placeholder(parameter, type_name): Variable(argument, type_name)
             for (parameter, type_name), argument in zip(self._game.translation.actions[name], arguments, strict=False)
         }
+        read = self._game.command_parameters.get(name)
+        action.command_key = None if read is None else (name, *(arguments[number] for number in read))
         action.command_template = self._logic.actions[name].template
         action.feedback_rule = self._logic.actions[name].feedback_rule
         return action
@@ -303,12 +310,12 @@ class CachedPddlEnv(PddlEnv):  # type: ignore[misc]  # TextWorld is untyped
         }
 
     def _command(self, action: Action) -> str:
-        if action.name not in self._game.fixed_commands:
-            return str(self._logic.grammar.derive(action.command_template, self._context(action.mapping)))
-        command = self._commands.get(action.id)
+        key = action.command_key
+        command = self._commands.get(key) if key else None
         if command is None:
-            command = self._logic.grammar.derive(action.command_template, self._context(action.mapping))
-            self._commands[action.id] = command
+            command = str(self._logic.grammar.derive(action.command_template, self._context(action.mapping)))
+            if key:
+                self._commands[key] = command
         return command
 
     def _gather_infos(self) -> None:

@@ -78,16 +78,17 @@ def make_game_set(root: Path, games: GameSet, label: str) -> list[tuple[str, str
     Raises:
         ValueError: the folder cannot be written; the message names it.
     """
-    folder = root / games.name
+    name = games.name
+    folder = root / name
     if not (folder / _INDEX).exists():
         try:
-            with _alone(root, games.name):
+            with _alone(root, name):
                 if not (folder / _INDEX).exists():
                     _generate(root, games, label)
         except OSError as error:
             raise ValueError(f"cannot write generated ALFWorld games under {root} ({error}): set cache_dir") from error
     entries = read_json(folder / _INDEX)["games"]
-    return [(f"{games.name}/{name}", kind) for name, kind in entries]
+    return [(f"{name}/{game}", kind) for game, kind in entries]
 
 
 @contextlib.contextmanager

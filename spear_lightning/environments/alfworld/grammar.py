@@ -7,8 +7,10 @@ result is compared with the stock engine's, transcript by transcript, in the tes
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
@@ -50,6 +52,26 @@ class Parses:
         return found
 
 
+_SEPARATORS = _LIST_EMPTY, _LIST_SEPARATOR, _LIST_LAST = tuple(
+    textgen.NonterminalSymbol(name) for name in ("list_empty", "list_separator", "list_last_separator")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """What a template's text depends on.
+
+    Attributes:
+        predicates: names of the facts it asks for.
+        placeholders: name and type of each variable of its queries.
+        names: variables that its expressions read.
+    """
+
+    predicates: frozenset[str]
+    placeholders: frozenset[tuple[str, str]]
+    names: frozenset[str]
+
+
 class SharedGrammar:
     """A parsed grammar that derives texts as :class:`textworld.envs.pddl.textgen.ContextSensitiveGrammar` does.
 
@@ -87,19 +109,34 @@ class SharedGrammar:
                 pending.extend(reversed(list(self._parts(symbol, context))))
         return "".join(derived)
 
-    def queries_of(self, template: str) -> Iterator[Any] | None:
-        """The queries that decide a template's text, or ``None`` where that takes following production rules."""
-        queries = []
+    def reads(self, template: str) -> Reads | None:
+        """What a template's text depends on, or ``None`` where only following production rules would tell."""
+        predicates: set[str] = set()
+        placeholders: set[tuple[str, str]] = set()
+        names: set[str] = set()
         for symbol in self._parses.symbols(template):
-            inner = symbol.symbol if isinstance(symbol, textgen.ListSymbol) else symbol
-            if isinstance(inner, textgen.ConditionalSymbol):
-                if not isinstance(inner.expression, (textgen.EvalSymbol, textgen.TerminalSymbol)):
+            inner = symbol
+            if isinstance(symbol, textgen.ListSymbol):
+                if not all(self._is_plain(separator.symbol) for separator in _SEPARATORS):
                     return None
+                inner = symbol.symbol
+            if isinstance(inner, textgen.ConditionalSymbol):
                 if inner.given:
-                    queries.append(self._parses.query(inner.given))
-            elif not isinstance(inner, (textgen.EvalSymbol, textgen.TerminalSymbol)):
+                    for predicate in self._parses.query(inner.given).preconditions:
+                        predicates.add(predicate.name.removeprefix("not_"))
+                        placeholders.update((parameter.name, parameter.type) for parameter in predicate.parameters)
+                inner = inner.expression
+            if isinstance(inner, textgen.EvalSymbol):
+                tree = ast.parse(inner.expression.strip(), mode="eval")
+                names.update(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
+            elif not isinstance(inner, textgen.TerminalSymbol):
                 return None
-        return iter(queries)
+        return Reads(frozenset(predicates), frozenset(placeholders), frozenset(names))
+
+    def _is_plain(self, symbol: str) -> bool:
+        """Whether a symbol always stands for the same words."""
+        rules = self._rules.get(symbol, ())
+        return len(rules) > 0 and not rules[0].condition and all(map(_is_terminal, rules[0].rhs))
 
     def _expansion(self, symbol: Any, context: Context) -> list[Any]:
         for rule in self._rules.get(str(symbol.symbol), ()):
@@ -135,9 +172,8 @@ class SharedGrammar:
             }
 
 
-_LIST_EMPTY, _LIST_SEPARATOR, _LIST_LAST = (
-    textgen.NonterminalSymbol(name) for name in ("list_empty", "list_separator", "list_last_separator")
-)
+def _is_terminal(symbol: Any) -> bool:
+    return isinstance(symbol, textgen.TerminalSymbol)
 
 
 def _enumeration(items: list[tuple[Any, Context]], context: Context) -> Iterator[tuple[Any, Context]]:
@@ -224,4 +260,4 @@ def _filled(rule: Any, instruction: str) -> Any:
 
 
 def _asks(symbol: Any) -> bool:
-    return isinstance(symbol, textgen.TerminalSymbol) and _PLACEHOLDER in str(symbol.symbol)
+    return _is_terminal(symbol) and _PLACEHOLDER in str(symbol.symbol)

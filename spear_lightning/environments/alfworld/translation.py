@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -114,11 +115,12 @@ class TranslationStore:
     """Translations on disk, named by a digest of what they depend on.
 
     Args:
-        folder: where they are kept (about 12 KB a game); made on first use. ``None`` keeps nothing on disk.
+        folder: where they are kept (about 5 KB a game); made on first use. ``None`` keeps nothing on disk.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
+        self._engine = version("textworld")
 
     def get(self, domain: str, problem: str) -> Translation:
         """The translation of a game: read if it is on disk and whole, else made and, if the disk permits, kept."""
@@ -133,10 +135,9 @@ class TranslationStore:
                 _write(path, stored)
         return stored
 
-    @staticmethod
-    def _path(folder: Path, domain: str, problem: str) -> Path:
+    def _path(self, folder: Path, domain: str, problem: str) -> Path:
         digest = hashlib.blake2b(digest_size=16)
-        for part in (_FORMAT, version("textworld"), domain, problem):
+        for part in (_FORMAT, self._engine, domain, problem):
             digest.update(part.encode())
             digest.update(b"\0")
         name = digest.hexdigest()
@@ -146,9 +147,10 @@ class TranslationStore:
 def _read(path: Path) -> Translation | None:
     try:
         fields = json.loads(gzip.decompress(path.read_bytes()))
+        fields["actions"] = {name: list(map(tuple, pairs)) for name, pairs in fields["actions"].items()}
         return Translation(**fields)
-    except (OSError, EOFError, ValueError, TypeError):  # absent, cut off, or not ours: make it anew
-        return None
+    except (OSError, EOFError, zlib.error, LookupError, ValueError, TypeError, AttributeError):
+        return None  # absent, damaged or not ours: it is made anew
 
 
 def _write(path: Path, translation: Translation) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import sys
@@ -110,9 +111,18 @@ def test_a_translation_from_disk_plays_the_same_game(tmp_path: Path, game_files:
     (kept,) = folder.glob("*/*.json.gz")
     read = play(make_engine(GameCache(folder)), game_files[3], seed=3, length=12)
     assert made == read
-    kept.write_bytes(kept.read_bytes()[:1000])  # a damaged file is made anew
-    assert play(make_engine(GameCache(folder)), game_files[3], seed=3, length=12) == made
-    assert len(kept.read_bytes()) > 1000
+    whole = kept.read_bytes()
+    damaged = (
+        whole[:1000],
+        whole[:500] + b"\0\0\0\0" + whole[504:],
+        b"",
+        gzip.compress(b'{"sas": 1}'),
+        gzip.compress(b"[]"),
+    )
+    for content in damaged:  # made anew
+        kept.write_bytes(content)
+        assert play(make_engine(GameCache(folder)), game_files[3], seed=3, length=12) == made
+        assert kept.read_bytes() == whole
 
 
 def test_a_folder_that_cannot_be_written_costs_nothing_but_time(tmp_path: Path, game_files: list[str]) -> None:
