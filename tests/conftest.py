@@ -77,10 +77,16 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def tiny_policy(tiny_tokenizer: str) -> Callable[..., Policy]:
-    """Makes policies: ``tiny_policy("qwen2" | "llama", seed=…, dtype=…, lora=…, config={changes})``."""
+    """Makes policies: ``tiny_policy("qwen2" | "llama", seed=…, dtype=…, lora=…, config={changes} | replace={all})``."""
 
-    def make(kind: str = "qwen2", config: dict[str, Any] | None = None, **settings: Any) -> Policy:
-        return Policy(config={**TINY_MODELS[kind], **(config or {})}, tokenizer=tiny_tokenizer, **settings)
+    def make(
+        kind: str = "qwen2",
+        config: dict[str, Any] | None = None,
+        replace: dict[str, Any] | None = None,
+        **settings: Any,
+    ) -> Policy:
+        model = replace or {**TINY_MODELS[kind], **(config or {})}
+        return Policy(config=model, tokenizer=tiny_tokenizer, **settings)
 
     return make
 
