@@ -1,0 +1,96 @@
+"""What a user gets wrong ends with one message that names the key or the file, before any training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from spear_lightning.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
+SMALL = ["--data.environment.train=8", "--data.environment.validation=2", "--data.environment.test=2", "--data.workers=1"]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("games"))
+
+
+def message_of(capsys, tmp_path, cache, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "-c", QUICKSTART, f"--run.directory={tmp_path}", f"--data.environment.cache_dir={cache}", *SMALL, *arguments])
+    assert stop.value.code == 2
+    output = capsys.readouterr()
+    assert "Traceback" not in output.err
+    return output.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["--data.rollouts.taskss=3"], ["taskss"]),
+        (["--trainer.max_epochs=many"], ["max_epochs", "many"]),
+        (["--model.policy.model=no/such/folder"], ["no/such/folder"]),
+        (["--data.rollouts.group_size=1", "--data.advantage.init_args.normalize_std=true"], ["group_size", "normalize_std"]),
+        (["--data.rollouts.top_p=0.9"], ["top_p", "importance ratio"]),
+        (["--data.rollouts.temperature=0"], ["data.rollouts.temperature"]),
+        (["--data.rollouts.tasks=9"], ["data.rollouts.tasks", "only 8"]),
+        (["--model.optimizer.init_args.lr=0"], ["learning rate of 0"]),
+        (["--data.replay=null"], ["CurriculumSchedule", "data.replay"]),
+        (["--data.environment.games=official", "--data.environment.data_dir=no/data"], ["alfworld-download", "no/data"]),
+        (["--data.environment.task_types=[cook_dinner]"], ["cook_dinner", "pick_and_place_simple"]),
+        (["--data.minibatches=0"], ["data.minibatches"]),
+        (["--ckpt_path=no/such.ckpt"], ["no/such.ckpt"]),
+    ],
+)
+def test_bad_input_ends_with_one_message(capsys, tmp_path, cache, arguments, names):
+    message = message_of(capsys, tmp_path, cache, *arguments)
+    for name in names:
+        assert name in message
+
+
+def test_a_corrupt_game_is_named(capsys, tmp_path):
+    game = tmp_path / "json_2.1.1" / "train" / "pick_and_place_simple-Mug-None-Desk-301" / "trial_T1" / "game.tw-pddl"
+    game.parent.mkdir(parents=True)
+    game.write_text("{not json")
+    (game.parent / "traj_data.json").write_text('{"task_type": "pick_and_place_simple"}')
+    message = message_of(
+        capsys, tmp_path, str(tmp_path), "--data.environment.games=official", f"--data.environment.data_dir={tmp_path}"
+    )
+    assert "game.tw-pddl" in message
+
+
+@pytest.mark.parametrize("overlays", [[], *[[path] for path in sorted((ROOT / "configs" / "algorithm").glob("*.yaml"))]])
+@pytest.mark.parametrize("task", ["quickstart", "alfworld"])
+def test_configurations_compose_and_print_config_round_trips(capsys, tmp_path, task, overlays):
+    def printed(*files):
+        with pytest.raises(SystemExit) as stop:
+            main(["fit", *[part for file in files for part in ("-c", str(file))], "--print_config"])
+        assert stop.value.code in (0, None)
+        return capsys.readouterr().out
+
+    once = printed(ROOT / "configs" / f"{task}.yaml", *overlays)
+    (tmp_path / "printed.yaml").write_text(once)
+    assert yaml.safe_load(printed(tmp_path / "printed.yaml")) == yaml.safe_load(once)
+
+
+def test_published_settings_are_the_published_ones():
+    def read(name):
+        return yaml.safe_load((ROOT / "configs" / name).read_text())
+
+    task, spear = read("alfworld.yaml"), read("algorithm/spear-drbot-gigpo.yaml")
+    data = task["data"]
+    assert (data["rollouts"]["tasks"], data["rollouts"]["group_size"]) == (32, 8)
+    assert (data["max_turns"], data["max_response_tokens"], data["agent"]["init_args"]["history_length"]) == (50, 512, 2)
+    assert data["agent"]["init_args"]["max_prompt_tokens"] == 2048
+    assert data["evaluation"]["temperature"] == 0.4
+    assert task["model"]["optimizer"]["init_args"]["lr"] == 1e-6
+    assert task["trainer"]["max_epochs"] == 200
+    assert spear["trainer"]["callbacks+"][0]["init_args"] == {"imitation_warmup": 200, "tool_reward_decay": 200}
+    assert spear["data"]["replay"]["init_args"]["max_age"] == 5
+    assert spear["data"]["filters"]["keep_share"] == 0.75
+    loss = spear["model"]["replay_loss"]["init_args"]
+    assert (loss["ratio"], loss["lower"], loss["upper"]) == (0.02, 2.0, 60.0)
