@@ -9,6 +9,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 
 from spear_lightning.algorithm.schedules import CosineDecay, CosineWarmup, Schedule
+from spear_lightning.callbacks.logs import log_iteration
 
 # A schedule that is 0 for so many iterations never wanted a replay buffer.
 _HORIZON = 1000
@@ -105,7 +106,7 @@ class CurriculumSchedule(Callback):
         """Set and log the weights of this iteration, before its first episode."""
         gamma, mu = self._set(trainer, pl_module)
         values = {"curriculum/imitation_weight": gamma, "curriculum/tool_reward_weight": mu}
-        pl_module.log_dict(values, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
+        log_iteration(trainer, pl_module, values)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave the weights as they were found."""

@@ -14,6 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
+from spear_lightning.callbacks.logs import log_iteration
 from spear_lightning.distributed import total
 from spear_lightning.hooks import MicroBatchOutput, RolloutHooks, UpdateHooks
 from spear_lightning.rollout.scored import Rollout
@@ -174,14 +175,13 @@ class EntropyMonitor(Callback, RolloutHooks, UpdateHooks):
     def _sum_by_bin(self, entropies: torch.Tensor, turns: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Sums of entropies and counts of tokens: ``(2, 1 + bins)``, the first column over all turns."""
         live = mask.bool()
-        # What stands at masked tokens may be anything, NaN included.
-        values = torch.where(live, entropies.double(), 0.0)
+        values = entropies.double()
         edges = torch.tensor(self.positions, device=turns.device, dtype=torch.long)
         # Turns count from 0 in the arrays and from 1 for people; bin -1 holds turns before the first position.
         index = torch.bucketize(turns.long() + 1, edges, right=True) - 1
         columns = [live, *(live & (index == number) for number in range(len(self.positions)))]
         members = torch.stack([column.double() for column in columns])
-        # Not a matrix product: 0 · NaN would carry one bad token into every bin.
+        # Not a matrix product: what stands at masked tokens may be NaN, and 0 · NaN is NaN.
         sums = torch.stack([torch.where(column, values, 0.0).sum() for column in columns])
         return torch.stack([sums, members.sum(dim=1)])
 
@@ -202,10 +202,8 @@ class EntropyMonitor(Callback, RolloutHooks, UpdateHooks):
             for name, count in sums.items()
             if name.startswith("count:") and count > 0
         }
-        for name, value in sorted(means.items()):
-            # batch_size: logged once an iteration, and Lightning cannot guess the size of a minibatch of episodes.
-            pl_module.log(f"entropy/{name}", value, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
         if means:
+            log_iteration(trainer, pl_module, {f"entropy/{name}": value for name, value in sorted(means.items())})
             self._judge(trainer, means)
 
     def _judge(self, trainer: pl.Trainer, means: Mapping[str, float]) -> None:

@@ -5,8 +5,9 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 import spear_lightning.callbacks as package
@@ -53,6 +54,39 @@ def test_lightnings_own_callbacks_work_beside_them(tmp_path: Path) -> None:
     )
     again.fit(TinyModule(), datamodule=TinyData(replay=object()), ckpt_path=tmp_path / "last.ckpt", weights_only=False)
     assert again.current_epoch == 3
+
+
+def test_they_are_composed_in_yaml_by_class_path_and_refuse_unknown_keys(tmp_path: Path) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--callbacks", type=list[Callback])
+    config = {
+        "callbacks": [
+            {
+                "class_path": "spear_lightning.callbacks.CurriculumSchedule",
+                "init_args": {
+                    "imitation_warmup": 7,
+                    "tool_reward": {"class_path": "Constant", "init_args": {"value": 0.5}},
+                },
+            },
+            {"class_path": "EntropyMonitor", "init_args": {"lower": None, "action": "stop", "positions": [1, 4]}},
+            {"class_path": "LearningCurve", "init_args": {"directory": str(tmp_path)}},
+            {"class_path": "RolloutLog", "init_args": {"splits": ["train", "test"]}},
+            {"class_path": "RolloutProgress"},
+        ]
+    }
+    parsed = parser.parse_object(config)
+    curriculum, monitor, curve, log, progress = parser.instantiate_classes(parsed).callbacks
+    assert (curriculum.imitation.horizon, curriculum.tool_reward(9)) == (7, 0.5)
+    assert (monitor.lower, monitor.action, monitor.positions) == (None, "stop", (1, 4))
+    assert curve.directory == tmp_path
+    assert log.splits == ("train", "test")
+    assert isinstance(progress, RolloutProgress)
+    text = parser.dump(parsed, skip_none=False)  # as LightningCLI does: null switches a bound off
+    assert parser.dump(parser.parse_string(text), skip_none=False) == text
+    with pytest.raises(ArgumentError, match="patiense"):
+        parser.parse_object({"callbacks": [{"class_path": "EntropyMonitor", "init_args": {"patiense": 3}}]})
+    with pytest.raises(ArgumentError, match="splits"):
+        parser.parse_object({"callbacks": [{"class_path": "RolloutLog", "init_args": {"splits": ["dev"]}}]})
 
 
 def test_fast_dev_run_works(tmp_path: Path) -> None:

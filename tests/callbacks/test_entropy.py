@@ -1,13 +1,13 @@
 import math
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from spear_lightning.callbacks import EntropyMonitor
@@ -156,12 +156,22 @@ def test_an_iteration_cut_short_is_judged_too(tmp_path: Path) -> None:
     assert trainer.callback_metrics["entropy/update"].item() == pytest.approx(5 / 3)
 
 
-def test_values_reach_the_logger_once_per_iteration(tmp_path: Path) -> None:
-    logger = CSVLogger(tmp_path, name="", version="")
-    fit(tmp_path, EntropyMonitor(), Script(entropies=[1.0, 2.0]), max_epochs=2, logger=logger)
-    header, *rows = [line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines()]
-    column = header.index("entropy/rollout")
-    assert [float(row[column]) for row in rows if row[column]] == [1.0, 2.0]
+def test_values_reach_the_loggers_at_their_iteration_before_its_checkpoint(tmp_path: Path) -> None:
+    class Saved(Callback):
+        seen: ClassVar[list[Any]] = []
+
+        def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
+            self.seen.append(dict(logged))
+
+    logged: dict[int, float] = {}
+    logger = CSVLogger(tmp_path)
+    logger.log_metrics = lambda metrics, step: logged.update({step: metrics.get("entropy/rollout", logged.get(step))})
+    saver = ModelCheckpoint(dirpath=tmp_path, save_on_train_epoch_end=False)
+    trainer = make_trainer(
+        tmp_path, [EntropyMonitor(), Saved(), saver], logger=logger, limit_val_batches=1.0, enable_checkpointing=True
+    )
+    trainer.fit(TinyModule(), datamodule=TinyData(Script(entropies=[1.0, 2.0])))
+    assert Saved.seen == [{0: 1.0}, {0: 1.0, 1: 2.0}]
 
 
 @pytest.mark.parametrize(

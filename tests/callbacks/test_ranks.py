@@ -13,7 +13,7 @@ from tests.callbacks.tiny import Script, TinyData, TinyModule, make_episode, mak
 # Ranks differ in everything: number of episodes, of tokens, of turns, task types.
 TRAIN = [
     make_episode([make_turn([1.0, 3.0])], index=0, success=True, kind="pick"),
-    make_episode([make_turn([0.1]), make_turn([0.2] * 5), make_turn([7.0])], index=1, kind="heat"),
+    make_episode([make_turn([0.1]), make_turn([0.2] * 5), make_turn([7.0])], index=1, kind="heat", reward=3.0),
     make_episode([make_turn([2.0] * 9, text="the worst")], index=2, reward=-1.0, kind="pick"),
 ]
 HELD_OUT = [

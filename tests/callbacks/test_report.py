@@ -85,6 +85,7 @@ def test_a_test_prints_and_adds_no_point(tmp_path: Path, capsys: pytest.CaptureF
     assert curve._parts == []
 
 
+@pytest.mark.slow
 def test_resuming_gives_the_curve_of_an_uninterrupted_run(tmp_path: Path) -> None:
     fit(tmp_path, LearningCurve(tmp_path / "whole"), max_epochs=4)
     # saved by the validation, before the epoch has ended: the worst moment

@@ -21,6 +21,7 @@ HOSTILE = [
     "new\nline \r carriage \x85 next \u2028 separator \u2029 paragraph",
     "\x00\x1b[2J\x1b]0;title\x07 controls",
     "``` ```` closes fences ````` <script>alert(1)</script>",
+    "closes\n```\n````\n\n# and goes on",
     "\u202e right to left",
     "x" * 10_000,
     "emoji \U0001f600",
@@ -115,7 +116,7 @@ def test_a_record_holds_what_was_played_and_what_became_of_it(tmp_path: Path) ->
 def test_hostile_text_is_one_line_of_strict_json(tmp_path: Path) -> None:
     episodes = [
         make_episode([make_turn([], text=text, observation=text, action=text)], index=index, reward=reward)
-        for index, (text, reward) in enumerate(zip(HOSTILE, [float("nan"), float("inf")] + [0.0] * 7, strict=True))
+        for index, (text, reward) in enumerate(zip(HOSTILE, [float("nan"), float("inf")] + [0.0] * 8, strict=True))
     ]
     fit(tmp_path, RolloutLog(tmp_path), Script(rollouts={("train", 0): episodes}), max_epochs=1)
     entries = read(tmp_path / "train" / "iteration-00000-rank-0.jsonl")
