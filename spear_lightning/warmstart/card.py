@@ -29,8 +29,8 @@ tags: [alfworld, spear-lightning, behaviour-cloning]
 ---
 # {name}
 
-A small causal language model that plays household text games (ALFWorld), cloned from a scripted search expert that reads
-only the text. It is where reinforcement learning starts from, not an end.
+A small causal language model that plays household text games (ALFWorld), cloned from a scripted search expert that
+reads only the text. It is where reinforcement learning starts from, not an end.
 
 | held-out games (never demonstrated) | success | 95 % interval | games | turns without an action | refused actions |
 |---|---|---|---|---|---|

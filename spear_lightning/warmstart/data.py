@@ -19,8 +19,8 @@ def collate(rows: Sequence[TokenRow]) -> Batch:
     """Pad rows on the right.
 
     Returns:
-        ``input_ids`` and ``attention_mask`` int64 ``(rows, tokens)``, and ``mask`` bool ``(rows, tokens)``: the tokens to be
-        learned.
+        ``input_ids`` and ``attention_mask`` int64 ``(rows, tokens)``, and ``mask`` bool ``(rows, tokens)``: the tokens
+        to be learned.
     """
     width = max(len(row) for row in rows)
     ids = np.zeros((len(rows), width), np.int64)

@@ -1,7 +1,7 @@
 """Demonstrations: the search expert plays games on the real engine, and its transcripts become token rows.
 
-Games are played in worker processes (the engine is never loaded in the caller). What is played depends only on the seed,
-the task and the repetition, not on the number of workers.
+Games are played in worker processes (the engine is never loaded in the caller). What is played depends only on the
+seed, the task and the repetition, not on the number of workers.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def play_demonstrations(
     tasks: Sequence[Task],
     *,
     seed: int,
-    wandering: Wandering = Wandering(),
+    wandering: Wandering = Wandering(),  # noqa: B008 - frozen
     repetitions: int = 1,
     max_steps: int = 50,
     workers: int = 1,

@@ -1,8 +1,8 @@
 """A scripted household agent that sees what a language model would see: the text, and nothing else.
 
-It visits receptacles until it reads the object it was asked for, takes it, treats it (clean, heat, cool, light) and puts it
-where it belongs. Planner walkthroughs are shorter, but they walk straight to objects nobody has seen yet; a policy that
-clones them learns to guess. This expert has to search, so what it does can be learned from what it read.
+It visits receptacles until it reads the object it was asked for, takes it, treats it (clean, heat, cool, light) and
+puts it where it belongs. Planner walkthroughs are shorter, but they walk straight to objects nobody has seen yet; a
+policy that clones them learns to guess. This expert has to search, so what it does can be learned from what it read.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Goal:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Wandering:
     """How far demonstrations stray from the shortest search, so that a learner sees how to come back.
 
@@ -126,7 +126,7 @@ class SearchExpert:
     Example::
 
         expert = SearchExpert(seed=0)
-        expert.reset("put some pen on dresser.", "You are in the middle of a room. ... you see a desk 1, and a dresser 1.")
+        expert.reset("put some pen on dresser.", "... you see a desk 1, and a dresser 1.")
         action = expert.act()
         while True:
             action = expert.act(observation_after(action))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
-from torch.nn import functional as F
+from torch.nn import functional
 
 from spear_lightning.warmstart.data import Batch
 
@@ -53,7 +53,7 @@ class _Loss(NamedTuple):
     actions: torch.Tensor  # mean cross entropy over the expert's action tokens
     observations: torch.Tensor  # mean cross entropy over all other tokens
     accuracy: torch.Tensor  # share of action tokens that the most likely token is
-    count: int  # number of action tokens
+    tokens: int  # number of action tokens
 
 
 class WarmstartModule(pl.LightningModule):
@@ -75,7 +75,7 @@ class WarmstartModule(pl.LightningModule):
         predicted, wanted = logits[:, :-1].flatten(0, 1).float(), batch["input_ids"][:, 1:].flatten()
         actions = batch["mask"][:, 1:].flatten()
         others = batch["attention_mask"][:, 1:].flatten().bool() & ~actions
-        losses = F.cross_entropy(predicted, wanted, reduction="none")
+        losses = functional.cross_entropy(predicted, wanted, reduction="none")
         right = (predicted.detach().argmax(-1) == wanted).float()
         return _Loss(losses[actions].mean(), losses[others].mean(), right[actions].mean(), int(actions.sum()))
 
@@ -91,7 +91,7 @@ class WarmstartModule(pl.LightningModule):
 
     def _report(self, prefix: str, loss: _Loss) -> None:
         values = {f"warmstart/{prefix}loss": loss.actions, f"warmstart/{prefix}accuracy": loss.accuracy}
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=loss.count, prog_bar=True)
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=loss.tokens, prog_bar=True)
 
     def configure_optimizers(self) -> Any:
         """AdamW with linear warm-up and decay, stepped after every batch."""

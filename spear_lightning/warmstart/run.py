@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
 from jsonargparse import ArgumentParser
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from spear_lightning.environments.base import TaskSuite
 from spear_lightning.loading import fresh_model
@@ -57,8 +59,8 @@ class Demonstrations:
         max_steps: most actions of a demonstration; it may be more than the policy will have. Games that are not won by
             then are left out.
         wandering: how far demonstrations stray from the shortest search.
-        learn_straying: also learn the moves that strayed; otherwise they are context only. The policy then wastes moves of
-            its own, which reinforcement learning can unlearn.
+        learn_straying: also learn the moves that strayed; otherwise they are context only. The policy
+            then wastes moves of its own, which reinforcement learning can unlearn.
         validation: share of the games whose demonstrations are only used for the validation loss.
 
     Raises:
@@ -99,7 +101,7 @@ class WarmstartResult:
 def warmstart(
     environment: TaskSuite,
     output: str,
-    demonstrations: Demonstrations = Demonstrations(),  # noqa: B008 - frozen
+    demonstrations: Demonstrations = Demonstrations(),
     model: dict[str, Any] | None = None,
     optimization: Optimization = Optimization(),  # noqa: B008 - frozen
     held_out: HeldOut = HeldOut(),  # noqa: B008 - frozen
@@ -140,6 +142,9 @@ def warmstart(
     folder = Path(output)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output: {output} exists and is not a folder.")
+    model = model or _MODEL
+    # Tried with a tokenizer of one word, so that a wrong key is found now and not after minutes of playing.
+    fresh_model(model, build_tokenizer(["word word"]), "model", dtype=torch.float32, attention="sdpa", seed=seed)
     torch.set_num_threads(threads)
     clock = _Clock()
 
@@ -148,7 +153,7 @@ def warmstart(
     clock.lap("demonstrations")
 
     tokenizer = build_tokenizer(text for transcript in transcripts for text in transcript.texts())
-    network = fresh_model(model or _MODEL, tokenizer, "model", dtype=torch.float32, attention="sdpa", seed=seed)
+    network = fresh_model(model, tokenizer, "model", dtype=torch.float32, attention="sdpa", seed=seed)
     if compose_names:
         compose_name_embeddings(network, tokenizer)
     _fit(network, tokenizer, transcripts, demonstrations, optimization, seed)
@@ -177,8 +182,8 @@ def _demonstrate(suite: TaskSuite, settings: Demonstrations, workers: int, seed:
     won = [transcript for transcript in played if transcript.success]
     if len(won) < 2:
         raise ValueError(
-            f"The expert won {len(won)} of {len(played)} games within demonstrations.max_steps={settings.max_steps}: there "
-            "is nothing to learn from. Allow more steps or give environment more training games."
+            f"The expert won {len(won)} of {len(played)} games within demonstrations.max_steps={settings.max_steps}: "
+            "there is nothing to learn from. Allow more steps or give environment more training games."
         )
     return won
 
@@ -215,7 +220,7 @@ def _fit(
             WarmstartModule(network, optimization),
             WarmstartDataModule(train, validation, optimization.batch_size, seed),
         )
-    network.eval()
+    network.train(False)
 
 
 class _Clock:
@@ -247,7 +252,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = parser.parse_args(None if arguments is None else list(arguments))
     settings.pop("config", None)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    result = warmstart(**parser.instantiate_classes(settings).as_dict())
+    cast(Any, disable_progress_bar)()  # of loading and saving, which take milliseconds here
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # newer versions call it `instantiate`, older know only this
+        objects = parser.instantiate_classes(settings)
+    result = warmstart(**objects.as_dict())
     console = Console()
     for score in result.scores:
         console.print(str(score))

@@ -1,7 +1,7 @@
 """A small word-level tokenizer for a text world: whole phrases and "noun number" names are single tokens.
 
-Copying the right name out of a long transcript is most of what an agent does in such a world. When ``desk 1`` is one token,
-copying it is one attention step, which a two-layer network learns within minutes.
+Copying the right name out of a long transcript is most of what an agent does in such a world. When ``desk 1`` is one
+token, copying it is one attention step, which a two-layer network learns within minutes.
 
 Nothing is lost silently: text outside the vocabulary falls back to its UTF-8 bytes. Decoding gives back the text in
 canonical form: in lower case, and with exactly one space before each piece of text and each tag.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
@@ -104,8 +105,8 @@ def build_tokenizer(
             normalizers.Replace(Regex(r" \z"), ""),
         ]
     )
-    # Longest alternative first; a unit must not end inside a word ("desk 1" in "desk 12"). What is no unit goes on alone,
-    # character by character, so that text which spells a byte token ("<0x41>") is not taken for it.
+    # Longest alternative first; a unit must not end inside a word ("desk 1" in "desk 12"). What is no unit goes on
+    # alone, character by character, so that text which spells a byte token ("<0x41>") is not taken for it.
     endings = (re.escape(unit) + (r"(?![a-z0-9])" if unit[-1].isalnum() else "") for unit in _longest(units))
     pattern = "|".join([*endings, r"[\s\S]"])
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
@@ -118,7 +119,8 @@ def build_tokenizer(
         ]
     )
     backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in specials])
-    return PreTrainedTokenizerFast(
+    fast: Any = PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerFast = fast(
         tokenizer_object=backend,
         pad_token=PAD,
         eos_token=EOS,
@@ -128,6 +130,7 @@ def build_tokenizer(
         clean_up_tokenization_spaces=False,
         padding_side="right",
     )
+    return tokenizer
 
 
 def _survey(texts: Iterable[str]) -> tuple[Counter[str], dict[str, int]]:

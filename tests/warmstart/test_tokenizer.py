@@ -11,8 +11,8 @@ from spear_lightning.rollout.transcript import TranscriptAgent
 from spear_lightning.warmstart.tokenizer import TAGS, build_tokenizer
 
 TEXTS = [
-    "-= Welcome to TextWorld, ALFRED! =-\n\nYou are in the middle of a room. Looking quickly around you, you see a bed 1, "
-    "an armchair 3, a desk 2, and a desk 1.\n\nYour task is to: put some pen on dresser.",
+    "-= Welcome to TextWorld, ALFRED! =-\n\nYou are in the middle of a room. Looking quickly around you, you see "
+    "a bed 1, an armchair 3, a desk 2, and a desk 1.\n\nYour task is to: put some pen on dresser.",
     "You arrive at desk 1. On the desk 1, you see a pen 1, and a creditcard 2.",
     "You pick up the pen 1 from the desk 1.",
     "take pen 1 from desk 1",
