@@ -297,7 +297,6 @@ class SpearModule(LightningModule, RolloutHooks):
         """Add what resume needs beyond weights and optimizer, and what the checkpoint is recognised by."""
         checkpoint["spear"] = {
             "weight_version": self.weight_version,
-            "imitation_weight": self.imitation_weight,
             "policy": self.policy.fingerprint(),
         }
 
@@ -320,7 +319,6 @@ class SpearModule(LightningModule, RolloutHooks):
                 + "; set model.policy to the one it was trained with, or start without ckpt_path"
             )
         self.weight_version = int(state["weight_version"])
-        self.imitation_weight = float(state["imitation_weight"])
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:
