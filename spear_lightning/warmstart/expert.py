@@ -108,7 +108,6 @@ class _Beliefs:
     here: str = ""
     held: str = ""
     treated: bool = False
-    lit: bool = False
     placed: dict[str, set[str]] = field(default_factory=dict)
     futile: set[tuple[str, str]] = field(default_factory=set)
 
@@ -146,6 +145,7 @@ class SearchExpert:
         self._know = _Beliefs([])
         self._queue: list[str] = []
         self._action = ""
+        self._begun = False
         self.motive: Motive = "purpose"
 
     def reset(self, task: str, observation: str) -> None:
@@ -166,7 +166,7 @@ class SearchExpert:
         self._queue = list(receptacles)
         if self._wandering.shuffle:
             self._random.shuffle(self._queue)
-        self._action = ""
+        self._begun = False
 
     def act(self, observation: str = "") -> str:
         """Read what the previous action brought about and choose the next one.
@@ -177,27 +177,32 @@ class SearchExpert:
         Returns:
             An action in the engine's own words.
         """
-        if self._action:
+        if self._begun:
             self._read(observation.lower())
+        self._begun = True
         self.motive, self._action = self._stray() or ("purpose", self._advance())
         return self._action
+
+    def overrule(self, action: str) -> None:
+        """Not the move that :meth:`act` chose was made, but this one; the next observation answers it."""
+        self.motive, self._action = "fumble", action
 
     # -- reading ------------------------------------------------------------------------------------------------
 
     def _read(self, text: str) -> None:
         know, words = self._know, self._action.split()
+        verb, name = words[0] if words else "", " ".join(words[1:3])
         if text.startswith("nothing happens"):
             if self.motive == "fumble":
                 return  # as expected
-            if words[0] == "move":  # this receptacle does not take this object
+            if verb == "move":  # this receptacle does not take this object
                 know.futile.add((know.held, know.here))
-            elif words[0] == "take":  # the object is not where it was believed to be
+            elif verb == "take":  # the object is not where it was believed to be
                 know.contents.pop(know.here, None)
-            return
-        verb, name = words[0], " ".join(words[1:3])
-        if verb == "go":
+        elif verb == "go":
             know.here = " ".join(words[2:4])
-        if verb in ("go", "open") or (verb == "examine" and name == know.here):
+            self._see(text)
+        elif verb == "open" or (verb == "examine" and name == know.here):
             self._see(text)
         elif verb == "close":
             know.closed.add(name)
@@ -205,16 +210,17 @@ class SearchExpert:
             know.contents[know.here] = [o for o in know.contents.get(know.here, []) if o != name]
             know.held, know.treated = name, False
         elif verb == "move":
-            if (
-                noun(name) == self._goal.object
-                and noun(know.here) == self._goal.target
-                and (know.treated or not self._goal.treatment)
-            ):
-                know.placed.setdefault(know.here, set()).add(name)
-            know.contents.setdefault(know.here, []).append(name)
-            know.held = ""
+            self._put_down(name)
         elif verb == self._goal.treatment:
             know.treated = True
+
+    def _put_down(self, name: str) -> None:
+        goal, know = self._goal, self._know
+        done = know.treated or not goal.treatment
+        if noun(name) == goal.object and noun(know.here) == goal.target and done:
+            know.placed.setdefault(know.here, set()).add(name)
+        know.contents.setdefault(know.here, []).append(name)
+        know.held = ""
 
     def _see(self, text: str) -> None:
         know = self._know
@@ -285,7 +291,7 @@ class SearchExpert:
             return f"open {know.here}"
         for place in self._queue:
             if place not in know.contents:
-                return self._approach(place)
+                return f"examine {place}" if place == know.here else self._approach(place)
         know.contents.clear()  # everything was seen and something was overlooked: look again
         return self._go(self._random.choice([r for r in know.receptacles if r != know.here] or know.receptacles))
 

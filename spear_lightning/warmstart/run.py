@@ -12,8 +12,8 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,13 +24,14 @@ from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from spear_lightning.environments.base import TaskSuite
+from spear_lightning.environments.base import Task, TaskSuite
 from spear_lightning.loading import fresh_model
 from spear_lightning.randomness import stream_seed
 from spear_lightning.rollout.transcript import TranscriptAgent
 from spear_lightning.warmstart.card import write_card
+from spear_lightning.warmstart.coaching import Coaching, play_coached
 from spear_lightning.warmstart.data import WarmstartDataModule
-from spear_lightning.warmstart.demonstrations import Transcript, encode_transcript, play_demonstrations
+from spear_lightning.warmstart.demonstrations import TokenRow, Transcript, encode_transcript, play_demonstrations
 from spear_lightning.warmstart.evaluation import HeldOut, Score, evaluate
 from spear_lightning.warmstart.expert import Wandering
 from spear_lightning.warmstart.initialization import compose_name_embeddings
@@ -104,6 +105,7 @@ def warmstart(
     demonstrations: Demonstrations = Demonstrations(),
     model: dict[str, Any] | None = None,
     optimization: Optimization = Optimization(),  # noqa: B008 - frozen
+    coaching: Coaching = Coaching(),  # noqa: B008 - frozen
     held_out: HeldOut = HeldOut(),  # noqa: B008 - frozen
     compose_names: bool = True,
     workers: int = 2,
@@ -122,6 +124,7 @@ def warmstart(
         model: Hugging Face configuration of the fresh model: ``model_type`` and that type's own keys. The vocabulary is
             the tokenizer's.
         optimization: how the model is fitted.
+        coaching: games that the policy plays with the expert beside it, learned after the demonstrations.
         held_out: how the result is measured.
         compose_names: start embeddings of names ("desk 1") as mixtures of noun and number.
         workers: processes that play.
@@ -156,7 +159,20 @@ def warmstart(
     network = fresh_model(model, tokenizer, "model", dtype=torch.float32, attention="sdpa", seed=seed)
     if compose_names:
         compose_name_embeddings(network, tokenizer)
-    _fit(network, tokenizer, transcripts, demonstrations, optimization, seed)
+    tasks = environment.tasks("train")
+    apart = set(tasks[:: max(2, round(1 / demonstrations.validation))])
+    train, validation = _split(transcripts, apart, tokenizer, demonstrations)
+    _fit(network, train, validation, optimization, seed)
+    for number in range(coaching.rounds):
+        train += play_coached(
+            *(network, tokenizer, environment, [task for task in tasks if task not in apart], coaching),
+            seed=stream_seed("coaching", seed, number),
+            max_response_tokens=held_out.max_response_tokens,
+            wandering=demonstrations.wandering,
+            workers=workers,
+        )
+        again = replace(optimization, epochs=coaching.epochs, learning_rate=coaching.learning_rate)
+        _fit(network, train, validation, again, stream_seed("refit", seed, number))
     clock.lap("training")
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -188,21 +204,29 @@ def _demonstrate(suite: TaskSuite, settings: Demonstrations, workers: int, seed:
     return won
 
 
+def _split(
+    transcripts: Sequence[Transcript],
+    apart: Collection[Task],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Demonstrations,
+) -> tuple[list[TokenRow], list[TokenRow]]:
+    """Rows to learn from, and rows of games that are kept apart for the validation loss."""
+    agent = TranscriptAgent()
+    agent.bind(tokenizer)
+    parts: tuple[list[TokenRow], list[TokenRow]] = ([], [])
+    for transcript in transcripts:
+        row = encode_transcript(transcript, agent, learn_straying=settings.learn_straying)
+        parts[transcript.task in apart].append(row)
+    return parts
+
+
 def _fit(
     network: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    transcripts: Sequence[Transcript],
-    settings: Demonstrations,
+    train: Sequence[TokenRow],
+    validation: Sequence[TokenRow],
     optimization: Optimization,
     seed: int,
 ) -> None:
-    agent = TranscriptAgent()
-    agent.bind(tokenizer)
-    rows = [encode_transcript(t, agent, learn_straying=settings.learn_straying) for t in transcripts]
-    games = list(dict.fromkeys(t.task.id for t in transcripts))
-    apart = set(games[:: max(2, round(1 / settings.validation))])
-    train = [row for row, t in zip(rows, transcripts, strict=True) if t.task.id not in apart]
-    validation = [row for row, t in zip(rows, transcripts, strict=True) if t.task.id in apart]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed("warmstart", seed))
         trainer = pl.Trainer(
