@@ -81,9 +81,10 @@ def test_batches_hold_every_row_once_and_change_by_epoch() -> None:
 
 def test_names_begin_alike_where_nouns_are_alike() -> None:
     tokenizer = build_tokenizer(TEXTS)
-    network = fresh_model({**TINY, "hidden_size": 256}, tokenizer, "model", dtype=torch.float32, attention="sdpa", seed=0)
+    wide = {**TINY, "hidden_size": 256}
+    network = fresh_model(wide, tokenizer, "model", dtype=torch.float32, attention="sdpa", seed=0)
     assert compose_name_embeddings(network, tokenizer) == 3  # mug 1, desk 1, desk 2
-    weight, vocabulary = network.get_input_embeddings().weight, tokenizer.get_vocab()
+    weight, vocabulary = network.get_input_embeddings().weight.detach(), tokenizer.get_vocab()
 
     def alike(one: str, other: str) -> float:
         return float(torch.cosine_similarity(weight[vocabulary[one]], weight[vocabulary[other]], dim=0))

@@ -72,7 +72,7 @@ def test_only_actions_are_learned(transcripts: list[Transcript], agent: Transcri
 
     def learned(row_mask: np.ndarray) -> list[str]:
         text = agent.decode(purpose.ids[row_mask])
-        return [part.removesuffix("</action>").strip() for part in text.split("<action>")[1:]]
+        return [part.strip().removesuffix("</action>").strip() for part in text.split("<action>")[1:]]
 
     assert learned(purpose.mask) == [s.action for s in transcript.steps if s.motive == "purpose"]
     assert learned(strayed.mask) == [s.action for s in transcript.steps if s.motive != "fumble"]
