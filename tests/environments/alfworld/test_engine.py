@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import json
 import random
@@ -163,12 +164,14 @@ def test_a_closed_environment_hands_its_planner_on(cache: GameCache, game_files:
 
 
 def test_translating_leaves_the_process_as_it_was(
-    cache: GameCache, solved: list[tuple[GeneratedGame, list[str]]]
+    cache: GameCache, solved: list[tuple[GeneratedGame, list[str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments, output = list(sys.argv), sys.stdout
+    monkeypatch.setattr(sys, "argv", ["spear", "fit"])
+    output = sys.stdout
     cache.prepare(solved[0][0].entries)
-    assert sys.argv == arguments
+    assert sys.argv == ["spear", "fit"]
     assert sys.stdout is output
+    assert gc.isenabled()
 
 
 def test_the_planner_finds_no_plan_where_there_is_none(solved: list[tuple[GeneratedGame, list[str]]]) -> None:

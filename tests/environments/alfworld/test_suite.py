@@ -54,6 +54,12 @@ def test_every_split_has_its_number_of_games_and_types_take_turns(prepared: ALFW
     assert prepared.tasks("train") == prepared.tasks("train")
 
 
+def test_other_users_of_a_shared_cache_can_read_the_games(prepared: ALFWorld) -> None:
+    for split in SPLITS:
+        folder = prepared._source.root / prepared.tasks(split)[0].id.partition("/")[0]
+        assert folder.stat().st_mode & 0o055 == 0o055
+
+
 def test_train_and_held_out_games_are_apart(prepared: ALFWorld) -> None:
     root = prepared._source.root
     problems = [
