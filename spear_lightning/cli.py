@@ -1,7 +1,7 @@
 """The command line: ``spear fit | validate | test | predict | warmstart``.
 
-``fit`` to ``predict`` are a LightningCLI: every argument of the trainer, the module and the data module is a YAML key, and
-overlays are given one after the other (``-c a.yaml -c b.yaml``; later ones win).
+``fit`` to ``predict`` are a LightningCLI: every argument of trainer, module and data module is a YAML key, and overlays
+are given one after the other (``-c a.yaml -c b.yaml``; later ones win).
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import spear_lightning.algorithm
 import spear_lightning.callbacks

@@ -55,7 +55,7 @@ class RolloutCorrection:
             minibatches: of one iteration.
             policy: with the weights from before the first update.
             device: of the policy.
-            metrics: receives ``rollout/logp_mismatch`` (mean and ``_max`` of \\|Δ logπ\\|).
+            metrics: receives ``rollout/logp_mismatch``: mean and ``_max`` of the magnitude of Δ logπ.
         """
         if not self.recompute:
             return minibatches

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from spear_lightning.algorithm.estimators import GRPO, AdvantageEstimator
 from spear_lightning.algorithm.filters import QualityFilters
@@ -143,8 +143,8 @@ class RolloutDataModule(LightningDataModule):
             count = len(self.environment.tasks("train"))
             if count < self.rollouts.tasks:
                 raise MisconfigurationException(
-                    f"data.rollouts.tasks is {self.rollouts.tasks}, but the training split has only {count} tasks: lower "
-                    "it, or give data.environment more training tasks"
+                    f"data.rollouts.tasks is {self.rollouts.tasks}, but the training split has only {count} tasks: "
+                    "lower it, or give data.environment more training tasks"
                 )
         if stage in ("fit", "validate"):
             self.environment.tasks("validation")
@@ -161,7 +161,7 @@ class RolloutDataModule(LightningDataModule):
 
     # --- training ------------------------------------------------------------------------------------------------
 
-    def train_dataloader(self) -> IterationStream:
+    def train_dataloader(self) -> IterationStream[Minibatch]:
         """The sized stream of minibatches; a pass over it is an iteration."""
         return IterationStream(self._play_iteration, self.minibatches * self.epochs)
 
@@ -220,19 +220,19 @@ class RolloutDataModule(LightningDataModule):
 
     # --- evaluation ----------------------------------------------------------------------------------------------
 
-    def val_dataloader(self) -> IterationStream:
+    def val_dataloader(self) -> IterationStream[Rollout]:
         """A sized stream of rollouts on the validation tasks."""
         return self._evaluation_stream("validation")
 
-    def test_dataloader(self) -> IterationStream:
+    def test_dataloader(self) -> IterationStream[Rollout]:
         """A sized stream of rollouts on the test tasks."""
         return self._evaluation_stream("test")
 
-    def predict_dataloader(self) -> IterationStream:
+    def predict_dataloader(self) -> IterationStream[Rollout]:
         """The test tasks, for their transcripts."""
         return self._evaluation_stream("test")
 
-    def _evaluation_stream(self, split: Split) -> IterationStream:
+    def _evaluation_stream(self, split: Split) -> IterationStream[Rollout]:
         batches = evaluation_specs(self.environment.tasks(split), self.evaluation, rank=rank(), world_size=world_size())
 
         def play() -> Iterator[Rollout]:
@@ -307,7 +307,7 @@ class RolloutDataModule(LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the reward baseline and this rank's replay buffer; entries are dealt anew if the ranks have changed."""
+        """Restore the reward baseline and this rank's replay buffer; entries are dealt anew if ranks have changed."""
         self.baseline.load_state_dict(state_dict["baseline"])
         if self.replay is not None and state_dict["replay"] is not None:
             load_replay(self.replay, state_dict["replay"], rank(), world_size())

@@ -1,4 +1,4 @@
-"""Hooks that SPEAR adds to Lightning's: a callback that also inherits one of these classes is told of rollouts and updates.
+"""Hooks that SPEAR adds to Lightning's: a callback that inherits one of these classes is told of rollouts or updates.
 
 A callback opts in by inheriting::
 

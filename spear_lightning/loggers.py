@@ -18,9 +18,9 @@ from spear_lightning.files import write_atomically
 class MetricsCSV(Logger):
     """Writes ``metrics.csv``: one row per iteration, one column per metric.
 
-    What is logged for the same iteration (training, validation, callbacks) goes into the same row. A resumed run keeps the
-    rows before the iteration it resumes at and writes the others anew, so the file reads as if the run had never been
-    interrupted; Lightning's own ``CSVLogger`` starts over.
+    What is logged for the same iteration (training, validation, callbacks) goes into the same row. A resumed run keeps
+    the rows before the iteration it resumes at and writes the others anew, so the file reads as if the run had never
+    been interrupted; Lightning's own ``CSVLogger`` starts over.
 
     Args:
         directory: folder of the file.

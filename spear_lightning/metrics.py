@@ -52,7 +52,7 @@ class MetricStore:
             self._get(name, kind)
         values = {}
         for name, (_, metric) in sorted(self._metrics.items()):
-            with _quiet(metric):
+            with _Quiet(metric):
                 value = float((metric.to(device) if device is not None else metric).compute())
             if value == value and abs(value) != float("inf"):
                 values[name] = value
@@ -68,7 +68,7 @@ class MetricStore:
         return metric
 
 
-class _quiet:
+class _Quiet:
     """A metric that only other ranks updated is not a mistake: no warning for computing it here."""
 
     def __init__(self, metric: Metric) -> None:

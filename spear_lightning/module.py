@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ParallelStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -124,7 +124,7 @@ class SpearModule(LightningModule, RolloutHooks):
         optimizer = self._optimizer_factory([p for p in self.policy.parameters() if p.requires_grad])
         if all(float(group["lr"]) == 0 for group in optimizer.param_groups):
             raise MisconfigurationException(
-                "model.optimizer has a learning rate of 0, so nothing would be learned: set model.optimizer.init_args.lr"
+                "model.optimizer has a learning rate of 0, so nothing would be learned: set model.optimizer's lr"
             )
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
@@ -137,7 +137,7 @@ class SpearModule(LightningModule, RolloutHooks):
             self.max_response_length = int(datamodule.max_response_length)
 
     def on_train_epoch_start(self) -> None:
-        """Key the global random state (dropout) to the iteration, so that a resumed run draws what it would have drawn."""
+        """Key the global random state (dropout) to the iteration: a resumed run draws what it would have drawn."""
         seed = getattr(self.trainer.datamodule, "seed", 0)  # type: ignore[attr-defined]
         torch.manual_seed(stream_seed("iteration", seed, self.current_epoch, self.global_rank))
 

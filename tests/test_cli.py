@@ -11,7 +11,12 @@ from spear_lightning.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
-SMALL = ["--data.environment.train=8", "--data.environment.validation=2", "--data.environment.test=2", "--data.workers=1"]
+SMALL = [
+    "--data.environment.train=8",
+    "--data.environment.validation=2",
+    "--data.environment.test=2",
+    "--data.workers=1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +26,17 @@ def cache(tmp_path_factory):
 
 def message_of(capsys, tmp_path, cache, *arguments: str) -> str:
     with pytest.raises(SystemExit) as stop:
-        main(["fit", "-c", QUICKSTART, f"--run.directory={tmp_path}", f"--data.environment.cache_dir={cache}", *SMALL, *arguments])
+        main(
+            [
+                "fit",
+                "-c",
+                QUICKSTART,
+                f"--run.directory={tmp_path}",
+                f"--data.environment.cache_dir={cache}",
+                *SMALL,
+                *arguments,
+            ]
+        )
     assert stop.value.code == 2
     output = capsys.readouterr()
     assert "Traceback" not in output.err
@@ -34,13 +49,19 @@ def message_of(capsys, tmp_path, cache, *arguments: str) -> str:
         (["--data.rollouts.taskss=3"], ["taskss"]),
         (["--trainer.max_epochs=many"], ["max_epochs", "many"]),
         (["--model.policy.model=no/such/folder"], ["no/such/folder"]),
-        (["--data.rollouts.group_size=1", "--data.advantage.init_args.normalize_std=true"], ["group_size", "normalize_std"]),
+        (
+            ["--data.rollouts.group_size=1", "--data.advantage.init_args.normalize_std=true"],
+            ["group_size", "normalize_std"],
+        ),
         (["--data.rollouts.top_p=0.9"], ["top_p", "importance ratio"]),
         (["--data.rollouts.temperature=0"], ["data.rollouts.temperature"]),
         (["--data.rollouts.tasks=9"], ["data.rollouts.tasks", "only 8"]),
         (["--model.optimizer.init_args.lr=0"], ["learning rate of 0"]),
         (["--data.replay=null"], ["CurriculumSchedule", "data.replay"]),
-        (["--data.environment.games=official", "--data.environment.data_dir=no/data"], ["alfworld-download", "no/data"]),
+        (
+            ["--data.environment.games=official", "--data.environment.data_dir=no/data"],
+            ["alfworld-download", "no/data"],
+        ),
         (["--data.environment.task_types=[cook_dinner]"], ["cook_dinner", "pick_and_place_simple"]),
         (["--data.minibatches=0"], ["data.minibatches"]),
         (["--ckpt_path=no/such.ckpt"], ["no/such.ckpt"]),
@@ -63,7 +84,9 @@ def test_a_corrupt_game_is_named(capsys, tmp_path):
     assert "game.tw-pddl" in message
 
 
-@pytest.mark.parametrize("overlays", [[], *[[path] for path in sorted((ROOT / "configs" / "algorithm").glob("*.yaml"))]])
+@pytest.mark.parametrize(
+    "overlays", [[], *[[path] for path in sorted((ROOT / "configs" / "algorithm").glob("*.yaml"))]]
+)
 @pytest.mark.parametrize("task", ["quickstart", "alfworld"])
 def test_configurations_compose_and_print_config_round_trips(capsys, tmp_path, task, overlays):
     def printed(*files):
@@ -84,7 +107,11 @@ def test_published_settings_are_the_published_ones():
     task, spear = read("alfworld.yaml"), read("algorithm/spear-drbot-gigpo.yaml")
     data = task["data"]
     assert (data["rollouts"]["tasks"], data["rollouts"]["group_size"]) == (32, 8)
-    assert (data["max_turns"], data["max_response_tokens"], data["agent"]["init_args"]["history_length"]) == (50, 512, 2)
+    assert (data["max_turns"], data["max_response_tokens"], data["agent"]["init_args"]["history_length"]) == (
+        50,
+        512,
+        2,
+    )
     assert data["agent"]["init_args"]["max_prompt_tokens"] == 2048
     assert data["evaluation"]["temperature"] == 0.4
     assert task["model"]["optimizer"]["init_args"]["lr"] == 1e-6

@@ -95,7 +95,7 @@ def test_the_cut_into_micro_batches_does_not_show(tiny_policy: Callable[..., Pol
 
 def test_tokens_outside_the_mask_have_no_influence(tiny_policy):
     rows = random_rows(5)
-    spoiled = {key: row for key, row in rows.items()}
+    spoiled = dict(rows)
     masked = spoiled["0/1"]
     for row in (masked, rows["0/2"]):
         row.mask[:] = False

@@ -75,7 +75,7 @@ class TaskSuite(ABC):
     ``admissible_actions`` (list of str), ``won`` (bool), ``anchor`` (str) and ``task`` (str, the instruction).
     """
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027 - most suites have nothing to prepare
         """Do once per machine what must exist before tasks can be listed (generate games, check data folders).
 
         Raises:

@@ -18,8 +18,8 @@ class Turn:
     """One response of the policy and what the environment made of it.
 
     Attributes:
-        prompt_ids: int32. In ``stepwise`` context the whole prompt; in ``conversation`` only what was appended since the
-            previous response (the first turn: the opening prompt).
+        prompt_ids: int32. In ``stepwise`` context the whole prompt; in ``conversation`` only what was appended since
+            the previous response (the first turn: the opening prompt).
         response_ids: generated token ids, int32 ``(tokens,)``, exactly as drawn.
         logps: behaviour log-probabilities, float32 ``(tokens,)``.
         entropies: policy entropy at each generated token in nats, float32 ``(tokens,)``.

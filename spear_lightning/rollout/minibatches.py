@@ -1,4 +1,4 @@
-"""From rows to the minibatches of an iteration: which rows share an optimizer step, and how a step is cut to fit memory.
+"""From rows to the minibatches of an iteration: which rows share an optimizer step, and how a step is cut to fit.
 
 The cut must not show: a row's minibatch depends on its key alone, losses are normalised by counts over the whole global
 minibatch, and every rank gets the same number of micro-batches (short ranks are padded with empty ones, because

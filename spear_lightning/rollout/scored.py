@@ -18,7 +18,8 @@ class ScoredEpisode:
     Attributes:
         episode: as played.
         reward: composed episode reward R (``algorithm.rewards``).
-        parts: the parts that R is the sum of, by name: ``outcome``, ``tool`` (after weighting by μ), ``format``, ``penalty``.
+        parts: the parts that R is the sum of, by name: ``outcome``, ``tool`` (weighted by μ), ``format``,
+            ``penalty``.
         turn_rewards: the share of R that belongs to each turn, float64 ``(turns,)`` (GiGPO discounts these).
         filters: names of the quality filters that apply to the whole episode (``overlong``, ``incomplete``,
             ``repetitive``, ``unreadable``), empty if none.

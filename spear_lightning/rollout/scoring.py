@@ -82,8 +82,8 @@ def estimate_advantages(
 ) -> GroupStatistics:
     """Fill in group statistics, dropped groups and advantages, in place.
 
-    Every rank must call it. Filtered episodes count in their group's baseline; a dropped group keeps its advantages (for
-    the logs) and loses its loss mask.
+    Every rank must call it. Filtered episodes count in their group's baseline; a dropped group keeps its advantages
+    (for the logs) and loses its loss mask.
 
     Args:
         scored: this rank's episodes.

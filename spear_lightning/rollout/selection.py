@@ -1,4 +1,4 @@
-"""Which tasks an iteration or an evaluation plays, and on which rank: a function of names, never of what went before."""
+"""Which tasks an iteration or an evaluation plays, and on which rank: a function of names, not of what went before."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def training_specs(
 ) -> list[EpisodeSpec]:
     """The episodes that ``rank`` plays in ``iteration``.
 
-    Tasks are visited in shuffled passes: every task once per pass (but for the rest that does not fill an iteration), in
-    an order keyed by (seed, pass). Whole groups are dealt over ranks, so that a group never spans two.
+    Tasks are visited in shuffled passes: every task once per pass (but for the rest that does not fill an iteration),
+    in an order keyed by (seed, pass). Whole groups are dealt over ranks, so that a group never spans two.
 
     Args:
         tasks: of the training split, at least ``rollouts.tasks``.

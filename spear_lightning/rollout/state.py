@@ -22,8 +22,8 @@ def replay_to_state(replay: ReplayBuffer) -> dict[str, Any]:
 def load_replay(replay: ReplayBuffer, states: Sequence[dict[str, Any]], rank: int, world_size: int) -> None:
     """Fill this rank's buffer from the saved buffers of all ranks.
 
-    With as many ranks as then, each takes its own back. Otherwise entries are dealt by a hash of their key: none is lost,
-    none is doubled.
+    With as many ranks as then, each takes its own back. Otherwise entries are dealt by a hash of their key: none is
+    lost, none is doubled.
 
     Args:
         replay: this rank's buffer.

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from tests.integration.conftest import ROOT, environment, spear_command
 
 pytestmark = pytest.mark.slow
@@ -47,17 +48,25 @@ def test_a_run_writes_what_it_promises_and_the_same_seed_gives_the_same_curve(sp
 
 def test_kill_and_resume_gives_the_uninterrupted_curve(spear, tmp_path, games_cache):
     # a buffer that replays early, so that resume depends on its contents
-    changes = {"trainer.max_epochs": 4, "data.replay.init_args.schedule": {"class_path": "Mix", "init_args": {"ratio": 0.5}}}
+    changes = {
+        "trainer.max_epochs": 4,
+        "data.replay.init_args.schedule": {"class_path": "Mix", "init_args": {"ratio": 0.5}},
+    }
     spear("fit", changes)
     whole = tmp_path / "run"
     killed = tmp_path / "killed"
     process = subprocess.Popen(
-        spear_command("fit", games_cache, killed, changes), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        spear_command("fit", games_cache, killed, changes),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         deadline = time.monotonic() + 200
         while not ((killed / "metrics.csv").exists() and len(curve(killed)) >= 2):
-            assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
+            assert process.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline
             time.sleep(0.02)
     finally:
         process.send_signal(signal.SIGKILL)
@@ -66,7 +75,10 @@ def test_kill_and_resume_gives_the_uninterrupted_curve(spear, tmp_path, games_ca
     spear("fit", {**changes, "run.directory": str(killed)}, "--ckpt_path", "last")
     assert curve(killed) == curve(whole)
     assert sum(float(row["replay/used"]) for row in curve(whole)) > 0
-    assert json.loads((killed / "evaluations.json").read_text())["evaluations"] == json.loads((whole / "evaluations.json").read_text())["evaluations"]
+    assert (
+        json.loads((killed / "evaluations.json").read_text())["evaluations"]
+        == json.loads((whole / "evaluations.json").read_text())["evaluations"]
+    )
     ours, theirs = (torch.load(folder / "checkpoints/last.ckpt", weights_only=False) for folder in (killed, whole))
     for name, tensor in theirs["state_dict"].items():
         torch.testing.assert_close(ours["state_dict"][name], tensor, rtol=0, atol=0)
@@ -91,17 +103,35 @@ def test_two_ranks_agree_with_one(spear, tmp_path):
     for name, tensor in one["state_dict"].items():
         torch.testing.assert_close(two["state_dict"][name], tensor, rtol=1e-5, atol=1e-5)
     single, double = curve(tmp_path / "run")[0], curve(tmp_path / "two")[0]
-    for name in ("rollout/success", "rollout/episodes", "reward/total", "replay/size", "replay/p50", "update/steps", "validation/success"):
+    for name in (
+        "rollout/success",
+        "rollout/episodes",
+        "reward/total",
+        "replay/size",
+        "replay/p50",
+        "update/steps",
+        "validation/success",
+    ):
         assert float(single[name]) == pytest.approx(float(double[name]), abs=1e-5), name
-    keys = [sorted(entry["key"] for rank in checkpoint["RolloutDataModule"]["replay"] for entry in rank["entries"]) for checkpoint in (one, two)]
+    keys = [
+        sorted(entry["key"] for rank in checkpoint["RolloutDataModule"]["replay"] for entry in rank["entries"])
+        for checkpoint in (one, two)
+    ]
     assert keys[0] == keys[1]
 
 
 @pytest.mark.parametrize("recipe", ["grpo", "gigpo", "drbot-gigpo", "spear-gigpo", "spear-drbot-grpo"])
 def test_published_recipes_train_in_both_contexts(spear, recipe):
-    context = {"data.agent": {"class_path": "StepwiseAgent"}, "data.max_response_tokens": 24} if "gigpo" in recipe else {}
+    context = (
+        {"data.agent": {"class_path": "StepwiseAgent"}, "data.max_response_tokens": 24} if "gigpo" in recipe else {}
+    )
     changes = {"trainer.max_epochs": 1, "trainer.num_sanity_val_steps": 0, "trainer.callbacks": [], **context}
-    spear("fit", {**changes, "data.max_turns": 5, "data.environment.max_steps": 5}, "-c", f"configs/algorithm/{recipe}.yaml")
+    spear(
+        "fit",
+        {**changes, "data.max_turns": 5, "data.environment.max_steps": 5},
+        "-c",
+        f"configs/algorithm/{recipe}.yaml",
+    )
 
 
 def test_another_architecture_trains_by_changing_the_policy_alone(spear, tmp_path):
@@ -121,19 +151,31 @@ def test_another_architecture_trains_by_changing_the_policy_alone(spear, tmp_pat
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "llama")
     tokenizer.save_pretrained(tmp_path / "llama")
     # random weights never win: let the reward tell apart what they do
-    changes = {"model.policy.model": str(tmp_path / "llama"), "data.reward.invalid_penalty": 0.1, "trainer.max_epochs": 1}
-    spear("fit", {**changes, "trainer.num_sanity_val_steps": 0, "data.filters.incomplete": False, "data.filters.overlong": False})
+    changes = {
+        "model.policy.model": str(tmp_path / "llama"),
+        "data.reward.invalid_penalty": 0.1,
+        "trainer.max_epochs": 1,
+    }
+    spear(
+        "fit",
+        {
+            **changes,
+            "trainer.num_sanity_val_steps": 0,
+            "data.filters.incomplete": False,
+            "data.filters.overlong": False,
+        },
+    )
 
 
 def test_generation_and_training_alternate_strictly(games_cache):
     from lightning.pytorch import Callback, Trainer
 
-    from spear_lightning.environments.alfworld import ALFWorld
-    from spear_lightning.engines.huggingface import HuggingFaceEngine
-    from spear_lightning.algorithm.replay import Mix, ReplayBuffer
     from spear_lightning.algorithm.filters import QualityFilters
+    from spear_lightning.algorithm.replay import Mix, ReplayBuffer
     from spear_lightning.algorithm.rewards import RewardComposer
     from spear_lightning.datamodule import RolloutDataModule
+    from spear_lightning.engines.huggingface import HuggingFaceEngine
+    from spear_lightning.environments.alfworld import ALFWorld
     from spear_lightning.hooks import RolloutHooks
     from spear_lightning.module import SpearModule
     from spear_lightning.policy import Policy
@@ -164,9 +206,16 @@ def test_generation_and_training_alternate_strictly(games_cache):
                     length = int(micro_batch.attention_mask[row].sum())
                     key = micro_batch.input_ids[row, :length].numpy().astype(np.int32).tobytes()
                     if key in stored:
-                        replayed.append((micro_batch.old_logps[row, :length][micro_batch.turns[row, :length] >= 0].tolist(), stored[key].tolist()))
+                        replayed.append(
+                            (
+                                micro_batch.old_logps[row, :length][micro_batch.turns[row, :length] >= 0].tolist(),
+                                stored[key].tolist(),
+                            )
+                        )
 
-    suite = ALFWorld(train=8, validation=8, test=8, cache_dir=str(games_cache), max_steps=15, task_types=["pick_and_place_simple"])
+    suite = ALFWorld(
+        train=8, validation=8, test=8, cache_dir=str(games_cache), max_steps=15, task_types=["pick_and_place_simple"]
+    )
     data = RolloutDataModule(
         suite,
         TranscriptAgent(),
@@ -180,8 +229,14 @@ def test_generation_and_training_alternate_strictly(games_cache):
         minibatches=2,
     )
     trainer = Trainer(
-        accelerator="cpu", max_epochs=3, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0, callbacks=[Watch()],
+        accelerator="cpu",
+        max_epochs=3,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        callbacks=[Watch()],
     )
     trainer.fit(SpearModule(Policy("embedded")), datamodule=data)
     assert events == [f"{what} {epoch}" for epoch in range(3) for what in ("start", "play", "update", "update")]
@@ -197,7 +252,9 @@ def test_validate_test_and_predict_work_from_a_checkpoint(spear, tmp_path):
         output = spear(command, {"run.directory": str(tmp_path / command)}, "--ckpt_path", checkpoint).stdout
         assert "success" in output
     spear("predict", {"run.directory": str(tmp_path / "predict")}, "--ckpt_path", checkpoint)
-    lines = [line for file in (tmp_path / "predict" / "rollouts").rglob("*.jsonl") for line in file.read_text().splitlines()]
+    lines = [
+        line for file in (tmp_path / "predict" / "rollouts").rglob("*.jsonl") for line in file.read_text().splitlines()
+    ]
     assert len(lines) == 8
     assert {"task", "success", "turns"} <= json.loads(lines[0]).keys()
 
@@ -213,7 +270,7 @@ def test_validate_plays_official_games(spear, tmp_path):
         write_official_layout(tmp_path / "alfworld", split, solved_games(None, recipes))
     overlay = tmp_path / "official.yaml"
     overlay.write_text(
-        f"data: {{environment: {{class_path: ALFWorld, init_args: {{games: official, data_dir: {tmp_path}/alfworld}}}}}}"
+        f"data:\n  environment:\n    class_path: ALFWorld\n    init_args: {{games: official, data_dir: {tmp_path}/alfworld}}\n"
     )
     finished = spear("validate", {"data.environment.task_types": None}, "-c", str(overlay))
     assert "3 episodes" in finished.stdout or "/3" in finished.stdout, finished.stdout
@@ -221,11 +278,15 @@ def test_validate_plays_official_games(spear, tmp_path):
 
 def test_a_killed_worker_costs_its_episodes_and_not_the_run(tmp_path, games_cache):
     command = spear_command("fit", games_cache, tmp_path / "run", {"trainer.max_epochs": 2})
-    process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     deadline = time.monotonic() + 120
     workers: list[int] = []
     while not workers and process.poll() is None and time.monotonic() < deadline:
-        listing = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
+        listing = subprocess.run(
+            ["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True
+        ).stdout
         workers = [int(line.split()[0]) for line in listing.splitlines() if "environments.worker" in line]
         time.sleep(0.1)
     assert workers
