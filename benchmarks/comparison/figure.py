@@ -30,7 +30,7 @@ def draw(summary: Summary) -> bytes:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     figure = Figure(figsize=(12, 8.4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -70,6 +70,8 @@ def draw(summary: Summary) -> bytes:
     _bars(tests, summary, styles)
     tests.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
+    for panel in (by_iteration, entropy):
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     for panel in (by_iteration, by_time, entropy, tests):
         panel.grid(alpha=0.25, axis="y" if panel is tests else "both")
         panel.set_axisbelow(True)

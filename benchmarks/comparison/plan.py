@@ -9,6 +9,7 @@ import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,9 @@ def _digest(values: Any) -> str:
 def compose(comparison: Comparison, arm: Arm, environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
     """The configuration that ``spear`` makes of an arm's files, without seed and run directory.
 
+    ``start`` in it is the content of the policy that training starts from, where that is a folder: another start
+    under the same name is another configuration.
+
     Args:
         comparison: that the arm belongs to.
         arm: whose configuration.
@@ -141,6 +145,7 @@ def compose(comparison: Comparison, arm: Arm, environment: Mapping[str, str] = o
     Raises:
         PlanError: ``spear`` refuses the configuration, or a run of it would leave nothing to compare.
     """
+    _refuse_revival(comparison, arm)
     arguments = [*comparison.command, "fit", *comparison.configuration(arm, 0), "--print_config"]
     done = subprocess.run(arguments, capture_output=True, text=True, env=dict(environment))
     if done.returncode:
@@ -149,7 +154,44 @@ def compose(comparison: Comparison, arm: Arm, environment: Mapping[str, str] = o
     config.pop("seed_everything", None)
     config.pop("run", None)
     _require_results(config, arm)
-    return config
+    return config | {"start": _start(config)}
+
+
+def _refuse_revival(comparison: Comparison, arm: Arm) -> None:
+    """A setting below a key that an arm has switched off would switch it on again, unnoticed."""
+    for setting in comparison.settings:
+        key = setting.split("=", 1)[0]
+        parts = key.split(".")
+        for prefix in (parts[:length] for length in range(1, len(parts))):
+            last = "unset"
+            for path in (comparison.base, *arm.overlays):
+                last = _lookup(yaml.safe_load(path.read_text(encoding="utf-8")), prefix, last)
+            if last is None:
+                off = ".".join(prefix)
+                raise PlanError(
+                    f"--set {key}: arm {arm.name} has {off}: null, and the setting would switch it on; put "
+                    "the setting into an overlay of the arms it is for"
+                )
+
+
+def _lookup(values: Any, keys: Sequence[str], missing: Any) -> Any:
+    for key in keys:
+        if not isinstance(values, Mapping) or key not in values:
+            return missing
+        values = values[key]
+    return values
+
+
+def _start(config: Mapping[str, Any]) -> str | None:
+    policy = (config.get("model") or {}).get("policy") or {}
+    name = policy.get("init_args", policy).get("model")
+    folder = Path(str(files("spear_lightning") / "warmstart" / "policy")) if name == "embedded" else Path(str(name))
+    if name is None or not folder.is_dir():
+        return None
+    content = hashlib.sha256()
+    for path in sorted(path for ending in ("safetensors", "json") for path in folder.glob(f"*.{ending}")):
+        content.update(path.name.encode() + path.read_bytes())
+    return content.hexdigest()[:16]
 
 
 def _require_results(config: Mapping[str, Any], arm: Arm) -> None:

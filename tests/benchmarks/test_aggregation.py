@@ -117,10 +117,10 @@ def test_arms_keep_the_order_asked_for():
 
 
 def test_mean_curve_covers_what_all_seeds_cover():
-    x, mean, sd = mean_curve([([0.0, 10.0, 20.0], [0.0, 1.0, 1.0]), ([0.0, 5.0, 15.0], [1.0, 1.0, 1.0]), ([], [])])
-    assert x == [0.0, 5.0, 10.0, 15.0]
-    assert mean == pytest.approx([0.5, 0.75, 1.0, 1.0])
-    assert sd == pytest.approx([math.sqrt(0.5), 0.5 * math.sqrt(0.5), 0.0, 0.0])
+    x, mean, sd = mean_curve([([0.0, 10.0, 20.0], [0.0, 1.0, 1.0]), ([5.0, 8.0, 15.0], [1.0, 1.0, 1.0]), ([], [])])
+    assert x == [5.0, 8.0, 10.0, 15.0]
+    assert mean == pytest.approx([0.75, 0.9, 1.0, 1.0])
+    assert sd == pytest.approx([0.5 * math.sqrt(0.5), 0.2 * math.sqrt(0.5), 0.0, 0.0])
 
 
 def test_records_survive_their_file():

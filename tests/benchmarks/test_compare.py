@@ -202,6 +202,64 @@ def test_bad_input_gets_one_message_before_anything_runs(study, capsys, more, me
     assert not study.output.exists()
 
 
+def test_a_setting_does_not_switch_on_what_an_arm_has_switched_off(study, capsys):
+    study.write("base", BASE | {"replay": {"size": 3}})
+    study.write("plain", {"replay": None})
+    assert study.run("--set", "replay.size=4") == 2
+    assert "arm plain has replay: null" in capsys.readouterr().err
+    study.write("plain", {"replay": {"age": 2}})
+    assert study.run("--set", "replay.size=4", seeds="1") == 0
+
+
+def test_another_start_is_another_configuration(study):
+    start = study.folder / "policy"
+    start.mkdir()
+    (start / "model.safetensors").write_bytes(b"one")
+    study.write("base", BASE | {"model": {"policy": {"model": str(start)}}})
+    assert study.run(seeds="1") == 0
+    first = study.record("plain-seed1")["digest"]
+    (start / "model.safetensors").write_bytes(b"two")
+    assert study.run(seeds="1") == 0
+    assert study.record("plain-seed1")["digest"] != first
+
+
 def test_an_arm_named_twice(study, capsys):
     assert study.run(f"--arm=plain={study.folder / 'plain.yaml'}") == 2
     assert "given twice: plain" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_real_thing_in_miniature(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    overlay = {
+        "trainer": {"max_epochs": 2, "check_val_every_n_epoch": 1},
+        "data": {
+            "environment": {
+                "init_args": {"train": 8, "validation": 6, "test": 6, "cache_dir": str(tmp_path / "cache")}
+            },
+            "rollouts": {"tasks": 2, "group_size": 4},
+            "workers": 1,
+        },
+    }
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(overlay))
+    arms = [f"--arm={name}=benchmarks/arms/{name}.yaml,{tmp_path / 'small.yaml'}" for name in ("grpo", "spear-grpo")]
+    output = tmp_path / "out"
+    arguments = [
+        "--base=configs/quickstart.yaml",
+        *arms,
+        "--seeds=1",
+        "--jobs=2",
+        "--temperatures=0.4",
+        f"--output={output}",
+    ]
+    assert compare.main(arguments) == 0
+    summary = json.loads((output / "summary.json").read_text())
+    assert set(summary["arms"]) == {"grpo", "spear-grpo"}
+    assert "trainer.callbacks.CurriculumSchedule" in summary["differing_settings"]
+    record = json.loads((output / "spear-grpo-seed1.json").read_text())
+    assert [point["iteration"] for point in record["curve"]] == [0, 1, 2]
+    assert record["test"]["0.4"]["episodes"] == 6
+    assert record["seconds"]["training"] > 0
+    assert len(record["training"]["entropy"]) == 2
+    before = [json.loads((output / f"{arm}-seed1.json").read_text())["validation"]["before"] for arm in summary["arms"]]
+    assert before[0] == before[1]  # the same start, the same games, the same random numbers
