@@ -70,9 +70,13 @@ def test_the_same_tasks_give_the_same_text_whatever_the_number_of_workers(pool: 
         assert single.reset(tasks(6)) == pool.reset(tasks(6))
 
 
-def test_workers_import_no_torch_and_run_single_threaded(pool: EnvironmentPool) -> None:
+def test_workers_import_no_torch_and_run_single_threaded(
+    pool: EnvironmentPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch  # noqa: F401  (imported here, in the parent; a spawned multiprocessing child would import it too)
 
+    pool.close()
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
     pool.reset(tasks(2))
     modules = pool.step({0: "echo modules"})[0].text.split()
     assert "spear_lightning.environments.worker" in modules

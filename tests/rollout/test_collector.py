@@ -118,6 +118,10 @@ def test_episodes_come_in_order_with_what_happened(pool: EnvironmentPool) -> Non
     assert sizes[0] == 12
     assert sizes[-1] < 12, "finished episodes leave the batch"
     assert len(set(engine.ended)) == 12
+    seeds = [request.seed for call in engine.calls for request in call]
+    assert len(set(seeds)) == len(seeds), "each response has a stream of its own"
+    with pytest.raises(ValueError, match="no episode is running in slot 0"):
+        pool.step({0: "down"})
     assert played.aborted == []
     assert set(played.seconds) == {"generation", "environment", "other"}
     assert all(seconds > 0 for seconds in played.seconds.values())
