@@ -12,10 +12,8 @@ What makes it fast on small models and exact on all:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +22,7 @@ from torch import Tensor, nn
 
 from spear_lightning.engines.base import Completion, Request, RolloutEngine
 from spear_lightning.engines.batches import check_requests, common_prefix, similar_lengths
+from spear_lightning.engines.generation_mode import generation_mode
 from spear_lightning.engines.key_values import KeyValueRows
 from spear_lightning.engines.masks import AttentionMasks, masks_of
 from spear_lightning.engines.sampling import Draw, TokenSampler
@@ -145,11 +144,11 @@ class HuggingFaceEngine(RolloutEngine):
                 jobs.append(_Job(number, request, limit))
         nothing = np.zeros(0, np.float32)
         completions = [Completion(np.zeros(0, np.int32), nothing, nothing, "length", self._version) for _ in requests]
-        with _generating(self._policy) as additive:
+        with generation_mode(self._policy):
             first = 0
             for start in range(0, len(jobs), self.max_batch):
                 batch = jobs[start : start + self.max_batch]
-                for job, completion in zip(batch, self._answer(batch, first, additive), strict=True):
+                for job, completion in zip(batch, self._answer(batch, first), strict=True):
                     completions[job.number] = completion
                 if self.keep_cache:
                     first += len(batch)
@@ -176,7 +175,7 @@ class HuggingFaceEngine(RolloutEngine):
 
     # --- one batch -----------------------------------------------------------------------------------------------
 
-    def _answer(self, jobs: list[_Job], first: int, additive: torch.dtype | None) -> list[Completion]:
+    def _answer(self, jobs: list[_Job], first: int) -> list[Completion]:
         """Answer a batch in the rows from ``first`` on; completions in the order of ``jobs``."""
         assert self._policy is not None
         leaders, followers = self._match(jobs)
@@ -188,7 +187,7 @@ class HuggingFaceEngine(RolloutEngine):
         sampler = TokenSampler([job.request for job in jobs], [job.limit for job in jobs], device)
         index = {job.number: number for number, job in enumerate(jobs)}
 
-        logits = self._prefill(leaders, additive)
+        logits = self._prefill(leaders)
         if followers:
             lines = {job.number: line for line, job in enumerate(leaders)}
             sources = [leader.session.row for _, leader in followers]
@@ -214,7 +213,7 @@ class HuggingFaceEngine(RolloutEngine):
                 active, kept = self._gather_active(active, first, going)
                 chosen = torch.tensor(kept, device=device)
                 tokens, numbers = tokens[chosen], numbers[chosen]
-            logits = self._decode(active, first, tokens, additive)
+            logits = self._decode(active, first, tokens)
 
         for job in jobs:
             # The last token has been drawn, but not fed: its keys and values are not there.
@@ -246,7 +245,7 @@ class HuggingFaceEngine(RolloutEngine):
             leaders.append(job)
         return leaders, followers
 
-    def _prefill(self, jobs: list[_Job], additive: torch.dtype | None) -> Tensor:
+    def _prefill(self, jobs: list[_Job]) -> Tensor:
         """Feed what is new of the prompts; the logits after each, ``(jobs, vocabulary)``."""
         assert self._policy is not None
         device = self._weights[0].device
@@ -268,21 +267,21 @@ class HuggingFaceEngine(RolloutEngine):
             width = max(job.known for job in chosen) + tokens
             # What pads a row stands beyond its length; its position must still be one the model knows.
             positions = torch.minimum(columns, (starts + lasts)[:, None])
-            part = self._forward(torch.from_numpy(ids).to(device), lasts, place, columns, positions, width, additive)
+            part = self._forward(torch.from_numpy(ids).to(device), lasts, place, columns, positions, width)
             if logits is None:
                 logits = part.new_empty(len(jobs), part.shape[-1])
             logits[group] = part
         assert logits is not None
         return logits
 
-    def _decode(self, jobs: list[_Job], first: int, tokens: Tensor, additive: torch.dtype | None) -> Tensor:
+    def _decode(self, jobs: list[_Job], first: int, tokens: Tensor) -> Tensor:
         """Feed one token to each of the neighbouring rows from ``first`` on; the logits after it."""
         # Rows that are done stay where they are: what is fed to them stands beyond what they keep.
         lengths = [job.length - 1 for job in jobs]
         columns = torch.tensor(lengths, device=tokens.device)[:, None]
         lasts = torch.zeros(len(jobs), dtype=torch.long, device=tokens.device)
         rows = slice(first, first + len(jobs))
-        return self._forward(tokens[:, None], lasts, rows, columns, columns, max(lengths) + 1, additive)
+        return self._forward(tokens[:, None], lasts, rows, columns, columns, max(lengths) + 1)
 
     def _forward(
         self,
@@ -292,7 +291,6 @@ class HuggingFaceEngine(RolloutEngine):
         columns: Tensor,
         positions: Tensor,
         width: int,
-        additive: torch.dtype | None,
     ) -> Tensor:
         assert self._policy is not None
         assert self._masks is not None
@@ -301,7 +299,7 @@ class HuggingFaceEngine(RolloutEngine):
         return self._policy.next_token_logits(
             ids,
             lasts,
-            attention_mask=self._masks(columns, width, additive=additive),
+            attention_mask=self._masks(columns, width, self._policy.causal_lm.dtype),
             position_ids=positions,
             past_key_values=self._cache,
             use_cache=True,
@@ -389,26 +387,3 @@ class HuggingFaceEngine(RolloutEngine):
     def _state_of_weights(self) -> int:
         """A number that changes when a weight is written to (PyTorch counts writes)."""
         return sum(weight._version for weight in self._weights)
-
-
-@contextmanager
-def _generating(policy: Policy) -> Iterator[torch.dtype | None]:
-    """Evaluation mode, no gradients, and an attention implementation that takes any mask; all as before at the end.
-
-    Yields:
-        The dtype of additive masks, or ``None`` where they are boolean.
-    """
-    model: Any = policy.causal_lm
-    implementation = model.config._attn_implementation
-    modes = [(module, module.training) for module in policy.modules()]
-    policy.eval()
-    try:
-        if implementation not in ("sdpa", "eager"):  # flash attention takes no masks of its callers
-            model.set_attn_implementation("sdpa")
-        with torch.inference_mode():
-            yield model.dtype if implementation == "eager" else None
-    finally:
-        if implementation not in ("sdpa", "eager"):
-            model.set_attn_implementation(implementation)
-        for module, training in modes:
-            module.training = training

@@ -15,7 +15,7 @@ from transformers import Cache
 
 
 class KeyValueRows(Cache):
-    """Keys and values of many sequences, ``(rows, columns, heads, size)`` per layer, grown as needed.
+    """Keys and values of many sequences, ``(rows, heads, columns, size)`` per layer, grown as needed.
 
     A forward pass is announced by :meth:`open`; the model's layers then call :meth:`update`.
     """
@@ -26,9 +26,7 @@ class KeyValueRows(Cache):
         self._values: list[Tensor] = []
         self._rows = 0
         self._columns = 0
-        self._where = torch.empty(0, dtype=torch.long)
-        self._index: slice | Tensor = slice(0, 0)
-        self._width = 0
+        self.open(slice(0, 0), torch.zeros(0, 0, dtype=torch.long), 0)
 
     def reserve(self, rows: int, columns: int) -> None:
         """Make room for at least so many rows and columns; contents stay."""
@@ -42,8 +40,9 @@ class KeyValueRows(Cache):
         for buffers in (self._keys, self._values):
             for layer, old in enumerate(buffers):
                 # Zeros, not empty: masked columns get weight 0, and 0 times what memory may hold (NaN) is NaN.
-                new = old.new_zeros(self._rows, self._columns, *old.shape[2:])
-                new[:old_rows, :old_columns] = old
+                heads, size = old.shape[1], old.shape[3]
+                new = old.new_zeros(self._rows, heads, self._columns, size)
+                new[:old_rows, :, :old_columns] = old
                 buffers[layer] = new
 
     def open(self, rows: slice | Tensor, columns: Tensor, width: int) -> None:
@@ -55,8 +54,8 @@ class KeyValueRows(Cache):
             width: number of columns to attend to.
         """
         numbers = torch.arange(rows.start, rows.stop, device=columns.device) if isinstance(rows, slice) else rows
-        self._where = (numbers[:, None] * self._columns + columns).flatten()
-        self._index, self._width = rows, width
+        self._index, self._numbers, self._new, self._width = rows, numbers[:, None, None], columns[:, None], width
+        self._places: dict[int, Tensor] = {}
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -66,11 +65,10 @@ class KeyValueRows(Cache):
         for buffers, states in ((self._keys, key_states), (self._values, value_states)):
             batch, heads, tokens, size = states.shape
             if layer_idx == len(buffers):
-                buffers.append(states.new_zeros(self._rows, self._columns, heads, size))
+                buffers.append(states.new_zeros(self._rows, heads, self._columns, size))
             buffer = buffers[layer_idx]
-            flat = buffer.view(-1, heads, size)
-            flat.index_copy_(0, self._where, states.transpose(1, 2).reshape(batch * tokens, heads, size))
-            pair.append(buffer[self._index, : self._width].transpose(1, 2))
+            buffer.view(-1, size).index_copy_(0, self._place(heads), states.reshape(batch * heads * tokens, size))
+            pair.append(buffer[self._index, :, : self._width])
         return pair[0], pair[1]
 
     def swap(self, ones: list[int], others: list[int], width: int) -> None:
@@ -78,17 +76,24 @@ class KeyValueRows(Cache):
         if not ones or not width:
             return
         for buffer in (*self._keys, *self._values):
-            kept = buffer[ones, :width]
-            buffer[ones, :width] = buffer[others, :width]
-            buffer[others, :width] = kept
+            kept = buffer[ones, :, :width]
+            buffer[ones, :, :width] = buffer[others, :, :width]
+            buffer[others, :, :width] = kept
 
     def copy(self, sources: list[int], targets: list[int], width: int) -> None:
         """Copy the first ``width`` columns of rows pairwise."""
         if not sources or not width:
             return
         for buffer in (*self._keys, *self._values):
-            buffer[targets, :width] = buffer[sources, :width]
+            buffer[targets, :, :width] = buffer[sources, :, :width]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns that came before the announced forward pass, as far as one number can say."""
         return 0
+
+    def _place(self, heads: int) -> Tensor:
+        """Where the new tokens are written in a buffer seen as a list of vectors; the same for all layers alike."""
+        if heads not in self._places:
+            lines = self._numbers * heads + torch.arange(heads, device=self._numbers.device)[:, None]
+            self._places[heads] = (lines * self._columns + self._new).flatten()
+        return self._places[heads]
