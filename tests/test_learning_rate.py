@@ -15,7 +15,9 @@ def test_cosine_reaches_its_floor_and_stays():
     assert schedule.factor(12) == schedule.factor(500) == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize(("arguments", "key"), [({"warmup": -1}, "warmup"), ({"horizon": 0}, "horizon"), ({"floor": 2}, "floor")])
+@pytest.mark.parametrize(
+    ("arguments", "key"), [({"warmup": -1}, "warmup"), ({"horizon": 0}, "horizon"), ({"floor": 2}, "floor")]
+)
 def test_bad_settings_name_their_key(arguments, key):
     with pytest.raises(ValueError, match=key):
         LearningRateSchedule(**arguments)

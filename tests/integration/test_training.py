@@ -270,7 +270,8 @@ def test_validate_plays_official_games(spear, tmp_path):
         write_official_layout(tmp_path / "alfworld", split, solved_games(None, recipes))
     overlay = tmp_path / "official.yaml"
     overlay.write_text(
-        f"data:\n  environment:\n    class_path: ALFWorld\n    init_args: {{games: official, data_dir: {tmp_path}/alfworld}}\n"
+        "data:\n  environment:\n    class_path: ALFWorld\n"
+        f"    init_args: {{games: official, data_dir: {tmp_path}/alfworld}}\n"
     )
     finished = spear("validate", {"data.environment.task_types": None}, "-c", str(overlay))
     assert "3 episodes" in finished.stdout or "/3" in finished.stdout, finished.stdout

@@ -26,7 +26,13 @@ def make_turn(tokens: int = 3, *, prompt: int = 4, start: int = 10, **changes: o
 
 
 def make_episode(
-    group: int = 0, index: int = 0, *, success: bool = False, turns: int = 2, context: Context = "conversation", **changes: object
+    group: int = 0,
+    index: int = 0,
+    *,
+    success: bool = False,
+    turns: int = 2,
+    context: Context = "conversation",
+    **changes: object,
 ) -> Episode:
     values: dict[str, object] = {
         "task": Task(id=f"game-{group}", kind="pick"),

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.rollout.made import make_episode, make_turn
 
 from spear_lightning.algorithm.estimators import GRPO, GiGPO
 from spear_lightning.algorithm.filters import QualityFilters
 from spear_lightning.algorithm.rewards import RewardComposer
 from spear_lightning.rollout.experience import admissible_entries, fresh_rows, recalibrated
 from spear_lightning.rollout.scoring import estimate_advantages, score_episode
+from tests.rollout.made import make_episode, make_turn
 
 FILTERS = QualityFilters(keep_share=1.0)
 
@@ -78,7 +78,10 @@ def test_gigpo_sees_step_rewards_and_anchors():
 
 
 def test_an_episode_without_turns_is_scored_and_trained_on_nowhere():
-    scored = [*scored_group([[True, False]]), score_episode(make_episode(0, 2, turns=0), RewardComposer(), FILTERS, 0.0)]
+    scored = [
+        *scored_group([[True, False]]),
+        score_episode(make_episode(0, 2, turns=0), RewardComposer(), FILTERS, 0.0),
+    ]
     estimate_advantages(scored, GRPO(normalize_std=False), FILTERS)
     assert len(scored[2].advantages) == 0
     assert set(fresh_rows(scored)) == {"0/0/0/0", "0/0/1/0"}
