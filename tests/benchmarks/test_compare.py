@@ -242,24 +242,13 @@ def test_the_real_thing_in_miniature(tmp_path, monkeypatch):
         },
     }
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(overlay))
-    arms = [f"--arm={name}=benchmarks/arms/{name}.yaml,{tmp_path / 'small.yaml'}" for name in ("grpo", "spear-grpo")]
     output = tmp_path / "out"
-    arguments = [
-        "--base=configs/quickstart.yaml",
-        *arms,
-        "--seeds=1",
-        "--jobs=2",
-        "--temperatures=0.4",
-        f"--output={output}",
-    ]
+    arm = f"--arm=spear-grpo=benchmarks/arms/spear-grpo.yaml,{tmp_path / 'small.yaml'}"
+    arguments = ["--base=configs/quickstart.yaml", arm, "--seeds=1", "--temperatures=0.4", f"--output={output}"]
     assert compare.main(arguments) == 0
-    summary = json.loads((output / "summary.json").read_text())
-    assert set(summary["arms"]) == {"grpo", "spear-grpo"}
-    assert "trainer.callbacks.CurriculumSchedule" in summary["differing_settings"]
     record = json.loads((output / "spear-grpo-seed1.json").read_text())
     assert [point["iteration"] for point in record["curve"]] == [0, 1, 2]
     assert record["test"]["0.4"]["episodes"] == 6
     assert record["seconds"]["training"] > 0
     assert len(record["training"]["entropy"]) == 2
-    before = [json.loads((output / f"{arm}-seed1.json").read_text())["validation"]["before"] for arm in summary["arms"]]
-    assert before[0] == before[1]  # the same start, the same games, the same random numbers
+    assert list(json.loads((output / "summary.json").read_text())["arms"]) == ["spear-grpo"]
