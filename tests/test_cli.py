@@ -12,6 +12,7 @@ from spear_lightning.cli import main
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
 SMALL = [
+    "--data.rollouts.tasks=4",
     "--data.environment.train=8",
     "--data.environment.validation=2",
     "--data.environment.test=2",

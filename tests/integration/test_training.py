@@ -39,7 +39,7 @@ def test_a_run_writes_what_it_promises_and_the_same_seed_gives_the_same_curve(sp
     rows = curve(first)
     assert len(rows) == 3
     assert float(rows[0]["rollout/episodes"]) == 16
-    assert float(rows[-1]["update/steps"]) + float(rows[-1]["update/skipped"]) == 2
+    assert float(rows[-1]["update/steps"]) + float(rows[-1]["update/skipped"]) == 4
     spear("fit", {"run.directory": str(tmp_path / "again")})
     assert curve(tmp_path / "again") == rows
     spear("fit", {"run.directory": str(tmp_path / "other"), "seed_everything": 2})
@@ -99,7 +99,7 @@ def test_two_ranks_agree_with_one(spear, tmp_path):
     spear("fit", plain)
     spear("fit", {**plain, "run.directory": str(tmp_path / "two"), "trainer.devices": 2, "trainer.strategy": "ddp"})
     one, two = (torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=False) for name in ("run", "two"))
-    assert float(curve(tmp_path / "run")[0]["update/steps"]) == 2
+    assert float(curve(tmp_path / "run")[0]["update/steps"]) == 4
     for name, tensor in one["state_dict"].items():
         torch.testing.assert_close(two["state_dict"][name], tensor, rtol=1e-5, atol=1e-5)
     single, double = curve(tmp_path / "run")[0], curve(tmp_path / "two")[0]
