@@ -183,8 +183,8 @@ def test_generation_and_training_alternate_strictly(games_cache):
     from spear_lightning.rollout.transcript import TranscriptAgent
 
     events: list[str] = []
-    stored: dict[str, np.ndarray] = {}
-    replayed: list[tuple[list[float], list[float]]] = []
+    stored: dict[bytes, list[list[float]]] = {}  # the same tokens may be played in several iterations
+    replayed: list[tuple[list[float], list[list[float]]]] = []
 
     class Watch(Callback, RolloutHooks):
         def on_train_epoch_start(self, trainer, pl_module):
@@ -197,7 +197,8 @@ def test_generation_and_training_alternate_strictly(games_cache):
             assert {item.episode.weight_version for item in rollout.episodes} == {pl_module.weight_version}
             for item in rollout.episodes:
                 ids = np.concatenate([t for turn in item.episode.turns for t in (turn.prompt_ids, turn.response_ids)])
-                stored[ids.tobytes()] = np.concatenate([turn.logps for turn in item.episode.turns])
+                logps = np.concatenate([turn.logps for turn in item.episode.turns])
+                stored.setdefault(ids.tobytes(), []).append(logps.tolist())
 
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             events.append(f"update {trainer.current_epoch}")
@@ -209,7 +210,7 @@ def test_generation_and_training_alternate_strictly(games_cache):
                         replayed.append(
                             (
                                 micro_batch.old_logps[row, :length][micro_batch.turns[row, :length] >= 0].tolist(),
-                                stored[key].tolist(),
+                                stored[key],
                             )
                         )
 
@@ -242,7 +243,7 @@ def test_generation_and_training_alternate_strictly(games_cache):
     assert events == [f"{what} {epoch}" for epoch in range(3) for what in ("start", "play", "update", "update")]
     assert replayed, "nothing was replayed: the test proves nothing"
     for used, played in replayed:
-        np.testing.assert_array_equal(used, played)
+        assert used in played
 
 
 def test_validate_test_and_predict_work_from_a_checkpoint(spear, tmp_path):
@@ -261,12 +262,12 @@ def test_validate_test_and_predict_work_from_a_checkpoint(spear, tmp_path):
 
 def test_validate_plays_official_games(spear, tmp_path):
     from spear_lightning.environments.alfworld.games import write_official_layout
-    from spear_lightning.environments.alfworld.generated import Recipe, solved_games
+    from spear_lightning.environments.alfworld.generated import solved_games
     from spear_lightning.environments.alfworld.generator import SceneSize
     from spear_lightning.environments.alfworld.rooms import TASK_TYPES
 
     for number, split in enumerate(("train", "validation", "test")):
-        recipes = [Recipe(kind, 100 * number + i, SceneSize()) for i, kind in enumerate(tuple(TASK_TYPES)[:3])]
+        recipes = [(kind, 100 * number + i, SceneSize()) for i, kind in enumerate(tuple(TASK_TYPES)[:3])]
         write_official_layout(tmp_path / "alfworld", split, solved_games(None, recipes))
     overlay = tmp_path / "official.yaml"
     overlay.write_text(
@@ -277,6 +278,12 @@ def test_validate_plays_official_games(spear, tmp_path):
     assert "3 episodes" in finished.stdout or "/3" in finished.stdout, finished.stdout
 
 
+def workers_of(parent: int) -> list[int]:
+    """Process ids of a run's environment workers, read off the kernel's process table."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return [pid for pid in map(int, children) if b"environments.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
 def test_a_killed_worker_costs_its_episodes_and_not_the_run(tmp_path, games_cache):
     command = spear_command("fit", games_cache, tmp_path / "run", {"trainer.max_epochs": 2})
     process = subprocess.Popen(
@@ -285,10 +292,7 @@ def test_a_killed_worker_costs_its_episodes_and_not_the_run(tmp_path, games_cach
     deadline = time.monotonic() + 120
     workers: list[int] = []
     while not workers and process.poll() is None and time.monotonic() < deadline:
-        listing = subprocess.run(
-            ["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True
-        ).stdout
-        workers = [int(line.split()[0]) for line in listing.splitlines() if "environments.worker" in line]
+        workers = workers_of(process.pid)
         time.sleep(0.1)
     assert workers
     time.sleep(3)
