@@ -158,6 +158,7 @@ def test_environment_that_raises_costs_only_its_episode(
     with pytest.raises(ValueError, match="no episode is running in slot 2"):
         pool.step({2: "down"})
     assert pool.reset({2: tasks(3)[2]})[2].aborted is None
+    assert pool.step({2: "echo number"})[2].text == "3", "a fresh environment: the state of the old one is unknown"
 
 
 def test_process_exit_inside_an_environment(pool: EnvironmentPool) -> None:
@@ -186,9 +187,13 @@ def test_actions_of_any_kind_arrive_unchanged(pool: EnvironmentPool, action: str
 
 def test_environments_are_reused_after_release() -> None:
     with EnvironmentPool(Tiny(), workers=1) as pool:
+        numbers = set()
         for start in range(0, 40, 4):
-            pool.reset({slot: Task("again") for slot in range(start, start + 4)})
-            pool.release(range(start, start + 4))
+            slots = range(start, start + 4)
+            pool.reset(dict.fromkeys(slots, Task("again")))
+            numbers |= {answer.text for answer in pool.step(dict.fromkeys(slots, "echo number")).values()}
+            pool.release(slots)
+        assert numbers == {"0", "1", "2", "3"}
         with pytest.raises(ValueError, match="slot 0"):
             pool.step({0: "down"})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import gymnasium
 
 from spear_lightning.environments.base import Split, Task, TaskSuite
 
+_numbers = itertools.count()
+
 
 class Countdown(gymnasium.Env[str, str]):
     """Say "down" as often as the number that was told; other words do harm."""
@@ -20,7 +23,7 @@ class Countdown(gymnasium.Env[str, str]):
         self.start = start
         self.observation_space = gymnasium.spaces.Text(10_000)
         self.action_space = gymnasium.spaces.Text(10_000)
-        self.log: list[str] = []
+        self.number = next(_numbers)  # of the environment within its process
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
@@ -54,6 +57,8 @@ class Countdown(gymnasium.Env[str, str]):
             return "", float("nan"), False, False, self.info()
         if action == "image":
             return [1, 2], 0.0, False, False, self.info()  # type: ignore[return-value]
+        if action == "echo number":
+            return str(self.number), 0.0, False, False, self.info()
         if action == "echo modules":
             return " ".join(sys.modules), 0.0, False, False, self.info()
         if action == "echo environment":
