@@ -178,13 +178,14 @@ class Executor:
     def _train(self, run: Run, directory: Path, lock: int) -> None:
         marker = directory / "state.json"
         state = _State.read(marker)
-        if state is None or state.digest != run.training_digest:
-            _clear(directory)
-            state = _State(run.training_digest, trained=False)
-            write_atomically(marker, json.dumps(asdict(state)))
-        if state.trained and last_checkpoint(directory) is not None:
-            return
         checkpoint = last_checkpoint(directory)
+        if state is None or state.digest != run.training_digest or checkpoint is None:
+            # Nothing to go on from: no file of an earlier attempt may be taken for one of this.
+            state, checkpoint = _State(run.training_digest, trained=False), None
+            _clear(directory)
+            write_atomically(marker, json.dumps(asdict(state)))
+        if state.trained:
+            return
         try:
             self._fit(run, directory, checkpoint, lock)
         except RunFailedError as error:

@@ -202,10 +202,12 @@ def _require_results(config: Mapping[str, Any], arm: Arm) -> None:
     }
     if "LearningCurve" not in callbacks:
         raise PlanError(f"arm {arm.name}: add LearningCurve to trainer.callbacks, which writes the validation curve")
-    if not callbacks.get("ModelCheckpoint", {}).get("save_last"):
+    checkpoint = callbacks.get("ModelCheckpoint", {})
+    if not checkpoint.get("save_last") or checkpoint.get("save_top_k") == 0:
         raise PlanError(
-            f"arm {arm.name}: add ModelCheckpoint with save_last: true to trainer.callbacks; the last policy is "
-            "tested, and an interrupted run goes on from it"
+            f"arm {arm.name}: add ModelCheckpoint with save_last: true and save_top_k: 1 to trainer.callbacks; the "
+            "last policy is tested, and an interrupted run goes on from it (with save_top_k: 0 Lightning saves nothing "
+            "before the end)"
         )
     if trainer.get("logger") not in (None, True):
         raise PlanError(

@@ -27,6 +27,10 @@ BASE = {
     },
     "data": {"evaluation": {"temperature": 1.0}},
 }
+UNSAVED = [
+    {"class_path": "LearningCurve"},
+    {"class_path": "ModelCheckpoint", "init_args": {"save_last": True, "save_top_k": 0}},
+]
 
 
 @pytest.fixture(autouse=True)
@@ -188,6 +192,7 @@ def test_interrupted_by_a_signal_and_resumed(study):
         (["--set", "seed_everything=3"], "sets it itself"),
         (["--set", "trainer.max_epochs=5"], "multiple"),
         (["--set", "trainer.callbacks=[]"], "LearningCurve"),
+        (["--set", f"trainer.callbacks={json.dumps(UNSAVED)}"], "save_top_k: 1"),
         (["--set", "trainer.logger=false"], "leave trainer.logger out"),
         (["--set", "refused=1"], "no such key: refused"),
         (["--baseline", "other"], "there is no arm 'other'"),
