@@ -9,119 +9,31 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import logging
 import os
 import pickle
 import signal
-import socket
-import struct
 import subprocess
-import sys
 import time
 import weakref
 from collections.abc import Iterable, Mapping
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Any
 
 from spear_lightning.environments.base import Observation, Task, TaskSuite
 from spear_lightning.environments.worker import Command, Ready, Release, Reply, Reset, StartFailed, Step
+from spear_lightning.environments.worker_process import START_SECONDS, WorkerLostError, WorkerProcess
 
 logger = logging.getLogger(__name__)
 
-_START_SECONDS = 120.0  # to start an interpreter and make the first environment
 _CLOSE_SECONDS = 5.0
 _MAX_LOSSES = 5  # workers lost in a row without one good observation
 _MAX_FAILURES = 100  # environments that raised in a row without one good observation
-_SINGLE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-_LAUNCH = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[3]); "
-    "from spear_lightning.environments.worker import main; main(int(sys.argv[1]), int(sys.argv[2]))"
-)
 
 
 class EnvironmentPoolError(RuntimeError):
     """The pool cannot play at all: workers do not start, or everything fails again and again."""
-
-
-class _WorkerLostError(Exception):
-    """A worker is gone or must go; the message says why."""
-
-
-class _Worker:
-    """The pool's end of one worker process."""
-
-    def __init__(self, number: int, suite: bytes) -> None:
-        self.number = number
-        self.ready = False
-        self.pending: dict[int, int] = {}  # slot -> serial of the command that is being answered
-        self.running: set[int] = set()  # slots with an episode
-        self.deadline = 0.0
-        ours, theirs = socket.socketpair()
-        # A stopped worker must not block this process in a full pipe: reading and writing give up too.
-        limit = struct.pack("ll", int(_START_SECONDS), 0)
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-        with theirs:
-            arguments = [str(theirs.fileno()), str(os.getpid()), json.dumps([str(path) for path in sys.path])]
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", _LAUNCH, *arguments],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # what engines print must not mix with the program's own output
-                env={**os.environ, **_SINGLE_THREAD},
-                start_new_session=True,  # so that it can be killed together with what it started
-            )
-        self.connection = Connection(ours.detach())
-        with contextlib.suppress(OSError):  # a worker that is gone already is noticed when it is read from
-            self.connection.send_bytes(suite)
-
-    def send(self, commands: list[Command | Release]) -> None:
-        """Send a batch of commands.
-
-        Raises:
-            _WorkerLostError: the worker is gone.
-        """
-        try:
-            self.connection.send(commands)
-        except OSError as error:
-            raise _WorkerLostError(self.cause()) from error
-
-    def receive(self) -> Ready | StartFailed | list[Reply]:
-        """The next message of the worker (blocks if there is none).
-
-        Raises:
-            _WorkerLostError: the worker is gone.
-        """
-        try:
-            message: Ready | StartFailed | list[Reply] = self.connection.recv()
-        except Exception as error:  # end of file, or a message that was cut off when the process died
-            raise _WorkerLostError(self.cause()) from error
-        return message
-
-    def cause(self) -> str:
-        """How the process ended, for people; ends it if it only closed its pipe."""
-        self.kill()
-        code = self.process.returncode
-        if code >= 0:
-            return f"environment worker died (exit code {code})"
-        hint = " (out of memory?)" if -code == signal.SIGKILL else ""
-        return f"environment worker died ({signal.strsignal(-code)}{hint})"
-
-    def stop(self) -> None:
-        """Ask the worker to close its environments and end."""
-        with contextlib.suppress(OSError):
-            self.connection.send(None)
-
-    def kill(self) -> None:
-        """End the process and everything it started, and wait for it."""
-        if self.process.returncode is None:  # not waited for: the id still names this process
-            with contextlib.suppress(OSError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.kill()
-            self.process.wait()
-        self.connection.close()
 
 
 class EnvironmentPool:
@@ -154,7 +66,7 @@ class EnvironmentPool:
         self.step_timeout = step_timeout
         self._suite = _pickled(suite)
         self._size = workers
-        self._workers: list[_Worker] = []
+        self._workers: list[WorkerProcess] = []
         self._serials = itertools.count()
         self._arrived: dict[int, Observation] = {}
         self._lost: dict[int, str] = {}  # episodes that went down with a worker while nothing was asked of them
@@ -192,10 +104,10 @@ class EnvironmentPool:
         """
         if self._workers:
             return
-        self._workers.extend(_Worker(number, self._suite) for number in range(self._size))
+        self._workers.extend(WorkerProcess(number, self._suite) for number in range(self._size))
         while waiting := [worker for worker in self._workers if not worker.ready]:
             for worker in waiting:
-                worker.deadline = worker.deadline or time.monotonic() + _START_SECONDS
+                worker.deadline = worker.deadline or time.monotonic() + START_SECONDS
             self._serve(waiting)
 
     def reset(self, tasks: Mapping[int, Task]) -> dict[int, Observation]:
@@ -296,7 +208,7 @@ class EnvironmentPool:
         self._arrived.clear()
         self._lost.clear()
 
-    def _worker(self, slot: int) -> _Worker:
+    def _worker(self, slot: int) -> WorkerProcess:
         return self._workers[slot % self._size]
 
     def _check_free(self, slots: Iterable[int]) -> None:
@@ -314,10 +226,10 @@ class EnvironmentPool:
                 if not isinstance(command, Release):
                     worker.pending[command.slot] = command.serial
                     worker.running.add(command.slot)
-            worker.deadline = time.monotonic() + (self.step_timeout if worker.ready else _START_SECONDS)
+            worker.deadline = time.monotonic() + (self.step_timeout if worker.ready else START_SECONDS)
             try:
                 worker.send(batch)
-            except _WorkerLostError as error:
+            except WorkerLostError as error:
                 self._replace(worker, str(error))
 
     def _gather(self, slots: Iterable[int]) -> dict[int, Observation]:
@@ -332,32 +244,32 @@ class EnvironmentPool:
         while self._serve([worker for worker in self._workers if not worker.pending], 0.0):
             pass
 
-    def _serve(self, workers: list[_Worker], timeout: float | None = None) -> bool:
+    def _serve(self, workers: list[WorkerProcess], timeout: float | None = None) -> bool:
         """Take one message from each worker that has one; wait for the first. Whether anything happened."""
         now = time.monotonic()
         limits = [worker.deadline - now for worker in workers if worker.pending or not worker.ready]
         limits += [] if timeout is None else [timeout]
-        by_connection: dict[Any, _Worker] = {worker.connection: worker for worker in workers}
+        by_connection: dict[Any, WorkerProcess] = {worker.connection: worker for worker in workers}
         readable = wait(list(by_connection), max(0.0, min(limits)) if limits else 0.0)
         for connection in readable:
             worker = by_connection[connection]
             try:
                 self._take(worker, worker.receive())
-            except _WorkerLostError as error:
+            except WorkerLostError as error:
                 self._replace(worker, str(error))
         overdue = [worker for worker in workers if worker.connection not in readable and self._overdue(worker)]
         for worker in overdue:
             with contextlib.suppress(OSError):
                 os.kill(worker.process.pid, signal.SIGUSR1)  # prints where it hangs
                 time.sleep(0.1)
-            seconds = self.step_timeout if worker.ready else _START_SECONDS
+            seconds = self.step_timeout if worker.ready else START_SECONDS
             self._replace(worker, f"environment worker gave no answer for {seconds:g} s (step_timeout)")
         return bool(readable or overdue)
 
-    def _overdue(self, worker: _Worker) -> bool:
+    def _overdue(self, worker: WorkerProcess) -> bool:
         return bool(worker.pending or not worker.ready) and time.monotonic() >= worker.deadline
 
-    def _take(self, worker: _Worker, message: Ready | StartFailed | list[Reply]) -> None:
+    def _take(self, worker: WorkerProcess, message: Ready | StartFailed | list[Reply]) -> None:
         if isinstance(message, StartFailed):
             logger.debug("%s", message.details)
             self.close()
@@ -383,7 +295,7 @@ class EnvironmentPool:
             if self._failures >= _MAX_FAILURES:
                 self._give_up(f"{self._failures} times in a row", reply.observation.aborted)
 
-    def _replace(self, worker: _Worker, reason: str) -> None:
+    def _replace(self, worker: WorkerProcess, reason: str) -> None:
         worker.kill()
         logger.warning("%s: %d episodes aborted, starting another", reason, len(worker.running))
         for slot in worker.running:
@@ -394,8 +306,8 @@ class EnvironmentPool:
         self._losses += 1
         if self._losses >= _MAX_LOSSES:
             self._give_up(f"{self._losses} workers in a row were lost", reason)
-        self._workers[worker.number] = _Worker(worker.number, self._suite)
-        self._workers[worker.number].deadline = time.monotonic() + _START_SECONDS
+        self._workers[worker.number] = WorkerProcess(worker.number, self._suite)
+        self._workers[worker.number].deadline = time.monotonic() + START_SECONDS
 
     def _give_up(self, count: str, reason: str) -> None:
         self.close()
@@ -412,7 +324,7 @@ def _pickled(suite: TaskSuite) -> bytes:
         raise ValueError(f"the task suite {name} cannot be sent to worker processes: {error}") from error
 
 
-def _kill_all(workers: list[_Worker], owner: int) -> None:
+def _kill_all(workers: list[WorkerProcess], owner: int) -> None:
     if os.getpid() == owner:  # a fork of the owner has copies of the objects, not the processes
         for worker in workers:
             worker.kill()
