@@ -283,7 +283,7 @@ class RolloutDataModule(LightningDataModule):
             iteration=iteration,
             episodes=scored,
             aborted=[episode for episode in played.episodes if episode.status == "aborted"],
-            seconds={**played.seconds, "other": time.perf_counter() - started},
+            seconds={**played.seconds, "other": played.seconds["other"] + time.perf_counter() - started},
         )
         return rollout, statistics
 
