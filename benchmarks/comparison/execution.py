@@ -201,7 +201,8 @@ class Executor:
     def _fit(self, run: Run, directory: Path, checkpoint: Path | None, lock: int) -> None:
         arguments = [*self.comparison.configuration(run.arm, run.seed), f"--run.directory={directory}"]
         if checkpoint is not None:
-            arguments.append(f"--ckpt_path={checkpoint}")
+            # The evaluation before training is in the checkpoint; another now would be of a policy in mid-training.
+            arguments += [f"--ckpt_path={checkpoint}", "--trainer.num_sanity_val_steps=0"]
         self.report(f"{run.name}: training" + (f", resumed from {checkpoint.name}" if checkpoint else ""))
         told = len(read_evaluations(directory)) if checkpoint else 0
 
