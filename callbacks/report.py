@@ -167,7 +167,8 @@ class LearningCurve(Callback, RolloutHooks):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add a point to the curve."""
         evaluation = self._evaluate(trainer)
-        if evaluation is None:
+        # A resumed run checks again before it goes on; its curve has that point already.
+        if evaluation is None or (trainer.sanity_checking and self._evaluations):
             return
         self._evaluations[evaluation.iteration] = evaluation
         if not trainer.is_global_zero:

@@ -96,6 +96,7 @@ def test_two_ranks_agree_with_one(spear, tmp_path):
         "trainer.max_epochs": 1,
         "trainer.num_sanity_val_steps": 0,
         "model.loss": {"class_path": "PPOClip"},
+        "data.reward.invalid_penalty": 0.1,  # tells episodes apart even where none succeeds
         "model.optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}},
     }
     spear("fit", plain)
