@@ -3,15 +3,12 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-import pytest
-
 from spear_lightning.policy import Policy
 from spear_lightning.rollout.transcript import TranscriptAgent
 
 FOLDER = Path(str(resources.files("spear_lightning.warmstart") / "policy"))
 
 
-@pytest.mark.skipif(not FOLDER.is_dir(), reason="this installation ships no policy")
 def test_the_packaged_policy_loads_and_is_small() -> None:
     assert sum(file.stat().st_size for file in FOLDER.iterdir()) <= 5 * 2**20
     policy = Policy(model="embedded")
