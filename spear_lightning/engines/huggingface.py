@@ -179,21 +179,20 @@ class HuggingFaceEngine(RolloutEngine):
         """Answer a batch in the rows from ``first`` on; completions in the order of ``jobs``."""
         assert self._policy is not None
         leaders, followers = self._match(jobs)
-        order = [*leaders, *(follower for follower, _ in followers)]
-        rows = range(first, first + len(order))
-        for row, job in zip(rows, order, strict=True):
-            self._place(job, row, rows)
+        order = self._seat(jobs, range(first, first + len(jobs)))
         device = self._weights[0].device
         sampler = TokenSampler([job.request for job in jobs], [job.limit for job in jobs], device)
         index = {job.number: number for number, job in enumerate(jobs)}
 
+        leaders.sort(key=lambda job: job.session.row)  # neighbours are fed as a view
         logits = self._prefill(leaders)
+        lines = {job.number: line for line, job in enumerate(leaders)}
         if followers:
-            lines = {job.number: line for line, job in enumerate(leaders)}
             sources = [leader.session.row for _, leader in followers]
             targets = [follower.session.row for follower, _ in followers]
             self._cache.copy(sources, targets, max(len(leader.prompt) for _, leader in followers))
-            logits = logits[[*range(len(leaders)), *(lines[leader.number] for _, leader in followers)]]
+            lines |= {follower.number: lines[leader.number] for follower, leader in followers}
+        logits = logits[[lines[job.number] for job in order]]
 
         numbers = torch.tensor([index[job.number] for job in order], device=device)
         steps: list[tuple[Tensor, Draw]] = []
@@ -323,15 +322,25 @@ class HuggingFaceEngine(RolloutEngine):
 
     # --- rows of the cache ---------------------------------------------------------------------------------------
 
-    def _place(self, job: _Job, row: int, batch: range) -> None:
-        """Bring a job's session to a row of its batch; who stands there moves out of the way."""
+    def _seat(self, jobs: list[_Job], batch: range) -> list[_Job]:
+        """Give each job a row of the batch. Who has one there keeps it: moving keys and values is what costs.
+
+        Returns:
+            The jobs in the order of their rows.
+        """
         while len(self._rows) < batch.stop:
             self._rows.append(None)
+        taken = {job.session.row for job in jobs}
+        coming = [job for job in jobs if job.session.row not in batch]
+        for row, job in zip((row for row in batch if row not in taken), coming, strict=True):
+            self._place(job, row, batch)
+        return sorted(jobs, key=lambda job: job.session.row)
+
+    def _place(self, job: _Job, row: int, batch: range) -> None:
+        """Bring a job's session to a row of its batch; who stands there moves out of the way."""
         session, occupant = job.session, self._rows[row]
         if session.row >= 0:
-            if session.row != row:
-                width = max(len(session.ids), 0 if occupant is None else len(occupant.ids))
-                self._exchange([session.row], [row], width)
+            self._exchange([session.row], [row], max(len(session.ids), 0 if occupant is None else len(occupant.ids)))
             return
         if occupant is not None:
             free = (at for at, other in enumerate(self._rows) if other is None and at not in batch)
