@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 RUN    ?= runs/quickstart
 # One thread a process: the parallelism is in the workers, and small tensors lose more than they gain from threads.
 export OMP_NUM_THREADS ?= 2
-export OMP_WAIT_POLICY ?= PASSIVE
+
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: install quickstart test check format clean
