@@ -60,15 +60,17 @@ class RolloutCorrection:
         if not self.recompute:
             return minibatches
         return [
-            replace(
-                minibatch,
-                fresh=replace(
+            Minibatch(
+                replace(
                     minibatch.fresh,
                     micro_batches=[
                         self._correct(batch, policy, device, minibatch.temperature, metrics)
                         for batch in minibatch.fresh.micro_batches
                     ],
                 ),
+                minibatch.replay,
+                minibatch.temperature,
+                minibatch.seed,
             )
             for minibatch in minibatches
         ]

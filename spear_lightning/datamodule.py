@@ -259,7 +259,7 @@ class RolloutDataModule(LightningDataModule):
 
         training = module.training
         self.engine.wake()
-        self.engine.sync(module.policy, module.weight_version)
+        self.engine.sync(module.acting_policy(), module.weight_version)
         played = collector.play(
             specs,
             self._sampling(split),
@@ -269,6 +269,7 @@ class RolloutDataModule(LightningDataModule):
             on_step=on_step,
         )
         self.engine.sleep()
+        module.release_acting_policy()
         module.train(training)
         started = time.perf_counter()
         whole = [episode for episode in played.episodes if episode.status != "aborted"]

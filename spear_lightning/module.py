@@ -33,12 +33,14 @@ from spear_lightning.environments.base import Split
 from spear_lightning.hooks import MicroBatchOutput, RolloutHooks, update_listeners
 from spear_lightning.learning_rate import LearningRateSchedule
 from spear_lightning.metrics import MetricStore
-from spear_lightning.policy import Policy, reference_of
+from spear_lightning.policy import Policy, TokenStats, reference_of
 from spear_lightning.randomness import stream_seed
 from spear_lightning.rollout.batching import MicroBatch
 from spear_lightning.rollout.metrics import record_rollout
 from spear_lightning.rollout.minibatches import Minibatch, Part, Source
 from spear_lightning.rollout.scored import Rollout
+from spear_lightning.strategies import check_strategy
+from spear_lightning.strategies.deepspeed import ZeroStrategy
 
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], Optimizer]
 
@@ -131,7 +133,12 @@ class SpearModule(LightningModule, RolloutHooks):
         return optimizer
 
     def setup(self, stage: str) -> None:
-        """Resolve what depends on the data module."""
+        """Resolve what depends on the data module; refuse strategies that would train wrongly.
+
+        Raises:
+            MisconfigurationException: the strategy cannot train this module.
+        """
+        check_strategy(self.trainer.strategy)
         if self.max_response_length is None:
             datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
             self.max_response_length = int(datamodule.max_response_length)
@@ -163,8 +170,7 @@ class SpearModule(LightningModule, RolloutHooks):
             last = number == len(work) - 1
             with nullcontext() if last else self._no_gradient_sync():
                 self._backward(share, micro_batch, minibatch.temperature, generator)
-        norm = self._clip_gradients()
-        optimizer.step()
+        norm = self._step(optimizer)
         self.weight_version += 1
         self._train_metrics.mean("update/grad_norm", norm)
         self._train_metrics.mean("update/learning_rate", optimizer.param_groups[0]["lr"])
@@ -183,7 +189,7 @@ class SpearModule(LightningModule, RolloutHooks):
 
     def _backward(self, share: _Share, batch: MicroBatch, temperature: float, generator: torch.Generator) -> None:
         mask = batch.response_mask
-        stats = self.policy(batch.input_ids, batch.attention_mask, temperature, want=mask > 0)
+        stats = self._forward_pass(batch.input_ids, batch.attention_mask, temperature, want=mask > 0)
         token = share.loss(stats.logps, batch.old_logps, batch.advantages, mask, generator=generator)
         per_token = token.loss if batch.weights is None else token.loss * batch.weights
         if self.entropy_bonus and share.source == "fresh":
@@ -221,12 +227,29 @@ class SpearModule(LightningModule, RolloutHooks):
         for callback in update_listeners(self.trainer):
             callback.on_micro_batch_end(self.trainer, self, output)
 
-    def _clip_gradients(self) -> Tensor:
-        clips = getattr(self.trainer.strategy, "clip_gradients_and_norm", None)
-        if clips is not None:  # a strategy that shards gradients clips them itself
-            return torch.as_tensor(clips(self.max_grad_norm))
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, temperature: float = 1.0, *, want: Tensor | None = None
+    ) -> TokenStats:
+        """Log-probability and entropy of tokens; see :meth:`spear_lightning.policy.Policy.evaluate`."""
+        stats: TokenStats = self.policy(input_ids, attention_mask, temperature, want=want)
+        return stats
+
+    def _forward_pass(self, *args: Any, **kwargs: Any) -> TokenStats:
+        """:meth:`forward`, through the DeepSpeed engine where there is one: it must see each pass."""
+        strategy = self.trainer.strategy
+        stats: TokenStats = (strategy.engine if isinstance(strategy, ZeroStrategy) else self)(*args, **kwargs)
+        return stats
+
+    def _step(self, optimizer: LightningOptimizer) -> Tensor:
+        """Clip gradients and update; the norm before clipping."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ZeroStrategy):  # gradients are partitioned: DeepSpeed clips them as it steps
+            optimizer.step()
+            return strategy.gradient_norm
         parameters = [p for p in self.policy.parameters() if p.grad is not None]
-        return torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm or float("inf"))
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm or float("inf"))
+        optimizer.step()
+        return norm
 
     def _no_gradient_sync(self) -> Any:
         strategy = self.trainer.strategy
@@ -240,6 +263,18 @@ class SpearModule(LightningModule, RolloutHooks):
     def before_updates(self, minibatches: list[Minibatch]) -> list[Minibatch]:
         """Apply the rollout correction with the weights as they are before the first update of an iteration."""
         return self.correction.apply(minibatches, self.policy, self.device, self._train_metrics)
+
+    # --- generation ----------------------------------------------------------------------------------------------
+
+    def acting_policy(self) -> Policy:
+        """The policy to play with: the one that is trained, or a full copy of it where its weights are partitioned."""
+        strategy = self.trainer.strategy
+        return strategy.acting_policy(self.policy) if isinstance(strategy, ZeroStrategy) else self.policy
+
+    def release_acting_policy(self) -> None:
+        """Nothing is generated any more in this phase."""
+        if isinstance(self.trainer.strategy, ZeroStrategy):
+            self.trainer.strategy.release_acting_policy()
 
     # --- metrics -------------------------------------------------------------------------------------------------
 

@@ -40,8 +40,6 @@ def record_rollout(store: MetricStore, rollout: Rollout) -> None:
         store.sum(f"{prefix}/tokens_per_second", sum(item.episode.generated_tokens for item in scored) / elapsed)
     if rollout.split == "train":
         _record_training(store, scored)
-    for name, value in rollout.metrics.items():
-        store.sum(name, value)
 
 
 def _record_training(store: MetricStore, scored: list[ScoredEpisode]) -> None:

@@ -41,9 +41,10 @@ class Part:
         return replace(self, micro_batches=[batch.to(device) for batch in self.micro_batches])
 
 
-@dataclass(frozen=True, slots=True)
 class Minibatch:
     """What one optimizer step learns from.
+
+    Not a dataclass: Lightning's precision plugins look into those and would round the behaviour log-probabilities.
 
     Attributes:
         fresh: rows of this iteration's episodes.
@@ -52,14 +53,14 @@ class Minibatch:
         seed: of the random choices of this step (Clip-Cov), the same on every rank.
     """
 
-    fresh: Part
-    replay: Part
-    temperature: float
-    seed: int
+    __slots__ = ("fresh", "replay", "seed", "temperature")
+
+    def __init__(self, fresh: Part, replay: Part, temperature: float, seed: int) -> None:
+        self.fresh, self.replay, self.temperature, self.seed = fresh, replay, temperature, seed
 
     def to(self, device: torch.device | str) -> Minibatch:
         """The same on another device; Lightning calls it."""
-        return replace(self, fresh=self.fresh.to(device), replay=self.replay.to(device))
+        return Minibatch(self.fresh.to(device), self.replay.to(device), self.temperature, self.seed)
 
 
 class IterationStream(Generic[T]):

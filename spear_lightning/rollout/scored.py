@@ -42,9 +42,10 @@ class ScoredEpisode:
     group_std: float = 0.0
 
 
-@dataclass(slots=True)
 class Rollout:
     """All episodes this rank played in one phase.
+
+    Not a dataclass: Lightning would look into it for tensors to move and to round.
 
     Attributes:
         split: which tasks were played.
@@ -52,15 +53,20 @@ class Rollout:
         episodes: scored, in order of (group, index). Aborted ones are not among them.
         aborted: episodes whose environment failed.
         seconds: wall-clock by phase: ``generation``, ``environment``, ``other``.
-        metrics: scalars to be logged, by name (counts of this rank).
     """
 
-    split: Split
-    iteration: int
-    episodes: list[ScoredEpisode]
-    aborted: list[Episode]
-    seconds: dict[str, float]
-    metrics: dict[str, float] = field(default_factory=dict)
+    __slots__ = ("aborted", "episodes", "iteration", "seconds", "split")
+
+    def __init__(
+        self,
+        split: Split,
+        iteration: int,
+        episodes: list[ScoredEpisode],
+        aborted: list[Episode],
+        seconds: dict[str, float],
+    ) -> None:
+        self.split, self.iteration = split, iteration
+        self.episodes, self.aborted, self.seconds = episodes, aborted, seconds
 
     def to(self, device: object) -> Rollout:
         """Itself: there is nothing on a device. Lightning calls it for each batch."""
