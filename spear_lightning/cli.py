@@ -26,6 +26,7 @@ import spear_lightning.rollout.transcript  # noqa: F401 - imported classes can b
 from spear_lightning.datamodule import RolloutDataModule
 from spear_lightning.loggers import MetricsCSV
 from spear_lightning.module import SpearModule
+from spear_lightning.strategies import check_strategy
 
 USAGE = "[-c CONFIG.yaml ...] [--key value ...]"
 
@@ -47,7 +48,9 @@ class SpearCLI(LightningCLI):
         if config.get("trainer.logger") in (None, True):
             directory = config["run.directory"]
             kwargs["logger"] = [TensorBoardLogger(directory, name="", version=""), MetricsCSV(directory)]
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        check_strategy(trainer.strategy)
+        return trainer
 
 
 class _Started(Callback):

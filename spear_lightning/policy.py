@@ -231,7 +231,7 @@ class Policy(nn.Module):
         return {
             "architecture": type(self.causal_lm).__name__,
             "vocabulary": int(config.vocab_size),
-            "parameters": sum(p.numel() for p in self.parameters()),
+            "parameters": sum(getattr(p, "ds_numel", p.numel()) for p in self.parameters()),  # partitioned under ZeRO-3
             "tokenizer": tokenizer_hash(self.tokenizer),
         }
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,27 +31,35 @@ def games_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("games")
 
 
-@pytest.fixture
-def spear(games_cache: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs ``spear`` in a process of its own: ``spear("fit", {"data.seed": 1}, "-c", "overlay.yaml")``."""
+Spear = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def spear_in(games_cache: Path) -> Spear:
+    """Runs ``spear`` in a process of its own: ``spear_in(folder, "fit", {"data.seed": 1}, "-c", "overlay.yaml")``."""
 
     def run(
-        command: str, changes: dict[str, object] | None = None, *arguments: str, check: bool = True, **options: object
+        folder: Path, command: str, changes: dict[str, object] | None = None, *arguments: str, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
         finished = subprocess.run(
-            spear_command(command, games_cache, tmp_path / "run", changes, *arguments),
+            spear_command(command, games_cache, folder, changes, *arguments),
             capture_output=True,
             text=True,
             cwd=ROOT,
             env=environment(),
             timeout=280,
-            **options,  # type: ignore[call-overload]
         )
         if check:
             assert finished.returncode == 0, finished.stdout + finished.stderr
         return finished
 
     return run
+
+
+@pytest.fixture
+def spear(spear_in: Spear, tmp_path: Path) -> Spear:
+    """The same in a folder of the test's own: ``spear("fit", {"data.seed": 1})``."""
+    return partial(spear_in, tmp_path / "run")
 
 
 def spear_command(
