@@ -9,7 +9,9 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
+from transformers import AutoModelForCausalLM
 
+from spear_lightning.export import export_checkpoint
 from spear_lightning.strategies import check_strategy
 from tests.integration.conftest import ROOT
 from tests.integration.test_training import curve
@@ -70,6 +72,14 @@ def test_zero_takes_the_steps_of_a_single_process(spear_in, single, tmp_path, st
     for mine, other in zip(curve(tmp_path), curve(single), strict=True):
         for name in ("rollout/success", "reward/total", "update/grad_norm", "update/entropy", "replay/used", "replay/p50"):
             assert float(mine[name]) == pytest.approx(float(other[name]), rel=1e-4), name
+    if stage == 3:
+        for run in (tmp_path, single):
+            export_checkpoint(str(run / "checkpoints/last.ckpt"), str(tmp_path / "exported" / run.name))
+        mine, other = (
+            AutoModelForCausalLM.from_pretrained(tmp_path / "exported" / run.name).eval() for run in (tmp_path, single)
+        )
+        ids = torch.arange(3, 40)[None]
+        torch.testing.assert_close(mine(ids).logits, other(ids).logits, rtol=1e-4, atol=1e-4)
     if stage > 1:
         resumed = tmp_path / "resumed"
         shutil.copytree(tmp_path / "checkpoints/epoch=1.ckpt", resumed / "checkpoints/epoch=1.ckpt")
