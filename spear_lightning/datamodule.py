@@ -31,13 +31,17 @@ from spear_lightning.rollout.collector import Collector, EpisodeSpec
 from spear_lightning.rollout.experience import admissible_entries, fresh_rows, recalibrated
 from spear_lightning.rollout.minibatches import IterationStream, Minibatch, build_minibatches
 from spear_lightning.rollout.scored import Rollout
-from spear_lightning.rollout.scoring import GroupStatistics, estimate_advantages, score_episode
+from spear_lightning.rollout.scoring import GroupStatistics, estimate_advantages, score_episode, shares_filtered
 from spear_lightning.rollout.selection import evaluation_specs, training_specs
 from spear_lightning.rollout.settings import Evaluation, TrainingRollouts
 from spear_lightning.rollout.state import load_replay, replay_to_state
 
 if TYPE_CHECKING:
     from spear_lightning.module import SpearModule
+
+
+_MUCH_FILTERED = 0.3
+"""Share of filtered episodes from which on a user should know."""
 
 
 class RolloutDataModule(LightningDataModule):
@@ -122,6 +126,7 @@ class RolloutDataModule(LightningDataModule):
         self.workers, self.step_timeout, self.seed = workers, step_timeout, seed
         self.tool_reward_weight = 0.0
         self._collector: Collector | None = None
+        self._warned = False
 
     @property
     def max_response_length(self) -> int:
@@ -278,6 +283,7 @@ class RolloutDataModule(LightningDataModule):
         # Held-out episodes are not compared with each other: no groups, no advantages.
         statistics = GroupStatistics(np.zeros(0), np.zeros(0), 0)
         if split == "train":
+            self._warn_of_filters(shares_filtered(scored))
             statistics = estimate_advantages(scored, self.advantage, self.filters)
         rollout = Rollout(
             split=split,
@@ -287,6 +293,16 @@ class RolloutDataModule(LightningDataModule):
             seconds={**played.seconds, "other": played.seconds["other"] + time.perf_counter() - started},
         )
         return rollout, statistics
+
+    def _warn_of_filters(self, shares: dict[str, float]) -> None:
+        name, share = next(iter(shares.items()), ("", 0.0))
+        if share > _MUCH_FILTERED and not self._warned:
+            self._warned = True
+            rank_zero_warn(
+                f"data.filters.{name} takes {share:.0%} of this iteration's episodes out of the loss. What is filtered is "
+                "never punished, so a policy can drift into it: watch filter/* and rollout/success, and consider "
+                f"data.filters.{name}: false"
+            )
 
     def _sampling(self, split: Split) -> Sampling:
         chosen = self.rollouts if split == "train" else self.evaluation

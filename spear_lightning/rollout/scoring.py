@@ -7,6 +7,7 @@ a table that every rank gathers. The table holds a few numbers per turn, never t
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -75,6 +76,16 @@ def score_episode(
         keep=clean,
         advantages=np.zeros(len(episode.turns)),
     )
+
+
+def shares_filtered(scored: Sequence[ScoredEpisode]) -> dict[str, float]:
+    """Share of episodes that each quality filter has taken out of the loss, whole; the commonest filter first.
+
+    Args:
+        scored: of one iteration.
+    """
+    hits = Counter(name for item in scored if not item.keep.any() for name in item.filters)
+    return {name: count / len(scored) for name, count in hits.most_common()}
 
 
 def estimate_advantages(

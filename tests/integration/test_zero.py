@@ -84,7 +84,10 @@ def test_zero_takes_the_steps_of_a_single_process(spear_in, single, tmp_path, st
         resumed = tmp_path / "resumed"
         shutil.copytree(tmp_path / "checkpoints/epoch=1.ckpt", resumed / "checkpoints/epoch=1.ckpt")
         spear_in(resumed, "fit", zero(stage), "--ckpt_path", str(resumed / "checkpoints/epoch=1.ckpt"))
-        assert curve(resumed)[-1] == curve(tmp_path)[-1]
+        mine, other = (
+            {name: value for name, value in curve(run)[-1].items() if value} for run in (resumed, tmp_path)
+        )  # a column that only earlier iterations fill is not there
+        assert mine == other
         again = weights(resumed / "checkpoints/last.ckpt")
         for name, tensor in given.items():
             torch.testing.assert_close(again[name], tensor, rtol=0, atol=0)

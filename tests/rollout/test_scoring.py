@@ -7,7 +7,7 @@ from spear_lightning.algorithm.estimators import GRPO, GiGPO
 from spear_lightning.algorithm.filters import QualityFilters
 from spear_lightning.algorithm.rewards import RewardComposer
 from spear_lightning.rollout.experience import admissible_entries, fresh_rows, recalibrated
-from spear_lightning.rollout.scoring import estimate_advantages, score_episode
+from spear_lightning.rollout.scoring import estimate_advantages, score_episode, shares_filtered
 from tests.rollout.made import make_episode, make_turn
 
 FILTERS = QualityFilters(keep_share=1.0)
@@ -109,3 +109,13 @@ def test_replayed_rows_keep_the_log_probabilities_they_were_played_with():
     np.testing.assert_array_equal(row.logps, entry.payload.logps)
     np.testing.assert_array_equal(row.advantages[row.turns >= 0], np.float32(2.5))
     assert (row.advantages[row.turns < 0] == 0).all()
+
+
+def test_the_share_of_episodes_that_a_filter_takes_out_is_told():
+    scored = scored_group([[True, False, False]])
+    assert shares_filtered(scored) == {}
+    void = make_episode(0, 3, turns=1)
+    void.turns = [make_turn(action=None, tool_call=False, valid=False)]
+    scored.append(score_episode(void, RewardComposer(), FILTERS, 0.0))
+    assert shares_filtered(scored) == {"incomplete": 0.25}
+    assert shares_filtered([]) == {}
