@@ -10,6 +10,7 @@ from there::
 from __future__ import annotations
 
 import logging
+import sys
 import time
 import warnings
 from collections.abc import Callable, Collection, Sequence
@@ -152,6 +153,7 @@ def warmstart(
     clock = _Clock()
 
     environment.prepare()
+    _tell(f"the expert plays {len(environment.tasks('train')) * demonstrations.repetitions} games")
     transcripts = _demonstrate(environment, demonstrations, workers, seed)
     clock.lap("demonstrations")
 
@@ -162,6 +164,7 @@ def warmstart(
     tasks = environment.tasks("train")
     apart = set(tasks[:: max(2, round(1 / demonstrations.validation))])
     train, validation = _split(transcripts, apart, tokenizer, demonstrations)
+    _tell(f"fitting {network.num_parameters():,} parameters to {len(train)} demonstrations, {optimization.epochs} epochs")
     _fit(network, train, validation, optimization, seed)
     for number in range(coaching.rounds):
         train += play_coached(
@@ -178,11 +181,17 @@ def warmstart(
     folder.mkdir(parents=True, exist_ok=True)
     network.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    _tell(f"playing {len(environment.tasks('validation'))} held-out games")
     scores = evaluate(environment, folder, held_out, workers=workers, seed=seed)
     clock.lap("evaluation")
     result = WarmstartResult(folder, scores, len(transcripts), clock.laps)
     write_card(folder, name, result.scores, result.seconds, transcripts, network, tokenizer, seed, command)
     return result
+
+
+def _tell(what: str) -> None:
+    """Say what the next minutes are spent on; a log file has no progress bars."""
+    print(f"[{time.strftime('%H:%M:%S')}] warm start: {what}", file=sys.stderr, flush=True)
 
 
 def _demonstrate(suite: TaskSuite, settings: Demonstrations, workers: int, seed: int) -> list[Transcript]:

@@ -95,7 +95,8 @@ def test_two_ranks_agree_with_one(spear, tmp_path):
     plain = {
         "trainer.max_epochs": 1,
         "trainer.num_sanity_val_steps": 0,
-        "model.loss": {"class_path": "PPOClip"},
+        "model.loss": {"class_path": "PPOClip"},  # Clip-Cov looks at a micro-batch at a time, so the cut shows
+        "model.replay_loss": {"class_path": "PPOClip"},
         "data.reward.invalid_penalty": 0.1,  # tells episodes apart even where none succeeds
         "model.optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}},
     }

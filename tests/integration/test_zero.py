@@ -22,7 +22,8 @@ pytestmark = pytest.mark.slow
 PLAIN = {
     "trainer.num_sanity_val_steps": 0,
     "trainer.check_val_every_n_epoch": 10,
-    "model.loss": {"class_path": "PPOClip"},
+    "model.loss": {"class_path": "PPOClip"},  # Clip-Cov looks at a micro-batch at a time, so the cut shows
+    "model.replay_loss": {"class_path": "PPOClip"},
     "model.optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}},
     "data.reward.invalid_penalty": 0.1,  # tells episodes apart even where none succeeds
     "data.max_tokens": 1500,  # several micro-batches a step, not the same number in each

@@ -160,7 +160,10 @@ def solved_games(translations: Path | None, recipes: Iterable[Recipe]) -> Iterat
 def _progress(
     games: Iterator[tuple[GeneratedGame, list[str]]], count: int, label: str
 ) -> Iterator[tuple[GeneratedGame, list[str]]]:
-    if count < _PARALLEL_FROM or not sys.stderr.isatty():
+    if count < _PARALLEL_FROM:
+        return games
+    if not sys.stderr.isatty():  # a log file: one line, no bar
+        print(f"making {count} ALFWorld {label} games, once", file=sys.stderr, flush=True)
         return games
     from rich.console import Console
     from rich.progress import track
