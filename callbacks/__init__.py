@@ -1,9 +1,17 @@
-"""Callbacks: curriculum, entropy monitoring, rollout logs, progress and reports."""
+"""Callbacks: curriculum, entropy monitoring, checkpoints, rollout logs, progress and reports."""
 
+from spear_lightning.callbacks.checkpoint import ShardedCheckpoint
 from spear_lightning.callbacks.curriculum import CurriculumSchedule
 from spear_lightning.callbacks.entropy import EntropyMonitor
 from spear_lightning.callbacks.progress import RolloutProgress
 from spear_lightning.callbacks.report import LearningCurve
 from spear_lightning.callbacks.rollouts import RolloutLog
 
-__all__ = ["CurriculumSchedule", "EntropyMonitor", "LearningCurve", "RolloutLog", "RolloutProgress"]
+__all__ = [
+    "CurriculumSchedule",
+    "EntropyMonitor",
+    "LearningCurve",
+    "RolloutLog",
+    "RolloutProgress",
+    "ShardedCheckpoint",
+]

@@ -23,6 +23,7 @@ import spear_lightning.environments.alfworld
 import spear_lightning.environments.custom
 import spear_lightning.rollout.stepwise
 import spear_lightning.rollout.transcript  # noqa: F401 - imported classes can be named in YAML without their module
+from spear_lightning.callbacks.checkpoint import resolve_checkpoint
 from spear_lightning.datamodule import RolloutDataModule
 from spear_lightning.loggers import MetricsCSV
 from spear_lightning.module import SpearModule
@@ -51,6 +52,12 @@ class SpearCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         check_strategy(trainer.strategy)
         return trainer
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        if kwargs.get("ckpt_path") is not None:
+            kwargs["ckpt_path"] = resolve_checkpoint(kwargs["ckpt_path"], self.trainer)
+        return kwargs
 
 
 class _Started(Callback):

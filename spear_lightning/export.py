@@ -19,6 +19,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
+from spear_lightning.checkpoints import MANIFEST, STATE, problem
 from spear_lightning.files import write_atomically
 from spear_lightning.policy import Policy
 
@@ -63,6 +64,11 @@ def export_checkpoint(checkpoint: str, folder: str, config: str | None = None, m
     source = Path(checkpoint).expanduser()
     if not source.exists():
         raise ValueError(f"there is no checkpoint {checkpoint}")
+    if (source / MANIFEST).exists():
+        wrong = problem(source, hashes=True)
+        if wrong is not None:
+            raise ValueError(f"{source} is not a complete checkpoint: {wrong}")
+        source = source / STATE
     settings_file = Path(config).expanduser() if config else _nearest_config(source)
     settings = _read_settings(settings_file)
     weights, iterations = _read_weights(source)
@@ -73,6 +79,7 @@ def export_checkpoint(checkpoint: str, folder: str, config: str | None = None, m
     policy.save_pretrained(target, merge_lora=merge_lora)
     adapters = "none" if policy.lora is None else "merged" if merge_lora else "adapters only, beside their base model"
     start = settings["model"]["policy"]
+    start = start.get("init_args", start)  # with or without a class path
     card = _CARD.format(
         name=target.name,
         start=start.get("model") or "random weights",
@@ -139,7 +146,7 @@ def _read_weights(checkpoint: Path) -> tuple[Mapping[str, Tensor], str]:
 
 def _make_policy(settings: Mapping[str, Any], source: Path) -> Policy:
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Policy, "policy")
+    parser.add_argument("--policy", type=Policy)
     try:
         made = parser.instantiate_classes(parser.parse_object({"policy": settings["model"]["policy"]}))
     except Exception as error:

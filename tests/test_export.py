@@ -34,8 +34,8 @@ def trained(tiny_model_folder, tmp_path):
                 if parameter.requires_grad:
                     parameter.add_(0.1 * torch.randn_like(parameter))
         settings: dict[str, object] = {"model": folder}
-        if lora is not None:
-            settings["lora"] = {"rank": lora.rank}
+        if lora is not None:  # as a composed configuration says it
+            settings = {"class_path": "spear_lightning.policy.Policy", "init_args": {**settings, "lora": vars(lora)}}
         return policy, run_folder(policy, tmp_path / "run", settings)
 
     return make

@@ -164,7 +164,9 @@ def warmstart(
     tasks = environment.tasks("train")
     apart = set(tasks[:: max(2, round(1 / demonstrations.validation))])
     train, validation = _split(transcripts, apart, tokenizer, demonstrations)
-    _tell(f"fitting {network.num_parameters():,} parameters to {len(train)} demonstrations, {optimization.epochs} epochs")
+    _tell(
+        f"fitting {network.num_parameters():,} parameters to {len(train)} demonstrations, {optimization.epochs} epochs"
+    )
     _fit(network, train, validation, optimization, seed)
     for number in range(coaching.rounds):
         train += play_coached(

@@ -71,7 +71,14 @@ def test_zero_takes_the_steps_of_a_single_process(spear_in, single, tmp_path, st
             torch.testing.assert_close(given[name], tensor, rtol=1e-5, atol=1e-5)
     assert "policy.model.model.embed_tokens.weight" in given
     for mine, other in zip(curve(tmp_path), curve(single), strict=True):
-        for name in ("rollout/success", "reward/total", "update/grad_norm", "update/entropy", "replay/used", "replay/p50"):
+        for name in (
+            "rollout/success",
+            "reward/total",
+            "update/grad_norm",
+            "update/entropy",
+            "replay/used",
+            "replay/p50",
+        ):
             assert float(mine[name]) == pytest.approx(float(other[name]), rel=1e-4), name
     if stage == 3:
         for run in (tmp_path, single):

@@ -1,0 +1,293 @@
+"""Checkpoints that are complete or absent, sharded where the strategy shards, with everything that resume needs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from spear_lightning.checkpoints import (
+    MANIFEST,
+    STATE,
+    Manifest,
+    StoredFile,
+    complete_checkpoints,
+    describe_files,
+    discard,
+    file_names,
+    newest_checkpoint,
+    problem,
+    publish,
+)
+from spear_lightning.distributed import gather
+
+_PACKAGES = ("spear-lightning", "torch", "lightning", "deepspeed", "transformers")
+_PARTIAL = ".partial-"
+
+
+class ShardedCheckpoint(Checkpoint):
+    """Saves the whole training state every few iterations and after the best validation.
+
+    A checkpoint is a directory, ``<directory>/iteration-00012``, with what the strategy writes (one file, or with
+    ``ZeroStrategy`` a shard from each rank) and a ``manifest.json`` of sizes and hashes. It is written under another
+    name and published by a rename when all ranks are done, so whenever a process is killed, what carries the name is
+    whole. ``--ckpt_path last`` goes on from the one published last; one that has been damaged since is named in the log
+    and the newest whole one is used.
+
+    On SIGTERM (pre-emption, a job's time limit) the iteration is finished and saved and training ends; the next
+    ``--ckpt_path last`` goes on.
+
+    Args:
+        directory: of the checkpoints; ``None`` for ``checkpoints`` in the run directory.
+        every_n_iterations: how often to save. The last iteration is always saved.
+        keep: how many of the newest are kept, beside the best.
+        monitor: metric of the validation that says which is best; ``None`` keeps no best.
+        mode: whether the best is the largest (``max``) or the smallest (``min``).
+        on_error: what to do if a checkpoint cannot be written (disk full): ``raise``, or ``continue`` with a warning.
+            The older checkpoints are intact either way.
+
+    Raises:
+        MisconfigurationException: an argument is out of range; or the directory cannot be written.
+
+    Example::
+
+        >>> from lightning.pytorch import Trainer
+        >>> from spear_lightning.callbacks import ShardedCheckpoint
+        >>> checkpoint = ShardedCheckpoint(directory="runs/example/checkpoints", every_n_iterations=10, keep=3)
+        >>> trainer = Trainer(max_epochs=100, callbacks=[checkpoint], logger=False)
+        >>> [iteration for iteration in range(1, 101) if checkpoint.due(iteration, last=100)][-3:]
+        [80, 90, 100]
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str] | None = None,
+        every_n_iterations: int = 1,
+        keep: int = 2,
+        monitor: str | None = "validation/success",
+        mode: Literal["max", "min"] = "max",
+        on_error: Literal["raise", "continue"] = "raise",
+    ) -> None:
+        super().__init__()
+        for name, value in (("every_n_iterations", every_n_iterations), ("keep", keep)):
+            if value < 1:
+                raise MisconfigurationException(f"ShardedCheckpoint: {name} must be at least 1, not {value}")
+        if mode not in ("max", "min") or on_error not in ("raise", "continue"):
+            raise MisconfigurationException(
+                f"ShardedCheckpoint: mode must be max or min, and on_error raise or continue, not {mode} and {on_error}"
+            )
+        self.directory = None if directory is None else Path(directory)
+        self.every_n_iterations, self.keep = every_n_iterations, keep
+        self.monitor, self.mode, self.on_error = monitor, mode, on_error
+        self._validated = -1
+        self._terminating = False
+        self._handler: Any = None
+
+    def folder(self, trainer: pl.Trainer) -> Path:
+        """Where the checkpoints of a run are."""
+        return self.directory or Path(trainer.default_root_dir) / "checkpoints"
+
+    def newest(self, trainer: pl.Trainer) -> Path | None:
+        """The checkpoint that ``ckpt_path: last`` stands for."""
+        return newest_checkpoint(self.folder(trainer))
+
+    def best(self, trainer: pl.Trainer) -> Path | None:
+        """The checkpoint of the best validation, which ``ckpt_path: best`` stands for."""
+        scored = self._scored(complete_checkpoints(self.folder(trainer)))
+        return (max if self.mode == "max" else min)(scored)[1] if scored else None
+
+    def due(self, iteration: int, last: int) -> bool:
+        """Whether the state after so many iterations is saved, whatever its validation."""
+        return iteration % self.every_n_iterations == 0 or iteration == last
+
+    # --- when ----------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Find out now whether the directory can be written, not after hours."""
+        if stage != "fit" or not trainer.is_global_zero:
+            return
+        folder = self.folder(trainer)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / f"{_PARTIAL}probe"
+            probe.write_bytes(b"")
+            probe.unlink()
+            for left in folder.glob(f"{_PARTIAL}*"):  # of a run that was killed
+                shutil.rmtree(left, ignore_errors=True)
+        except OSError as error:
+            raise MisconfigurationException(
+                f"ShardedCheckpoint cannot write to {folder} ({error}): set its directory, or run.directory"
+            ) from error
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From now on SIGTERM ends training after the iteration."""
+        self._terminating = False
+        try:
+            self._handler = signal.signal(signal.SIGTERM, self._terminate)
+        except ValueError:  # not the main thread: whoever runs the trainer there handles its signals
+            self._handler = None
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remember that this iteration has a validation result."""
+        if not trainer.sanity_checking:
+            self._validated = trainer.current_epoch
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save if it is time, if the validation was the best so far, or if the process is to end."""
+        iteration = trainer.current_epoch + 1
+        score = None
+        if self.monitor is not None and self._validated == trainer.current_epoch:
+            value = trainer.callback_metrics.get(self.monitor)
+            if value is None:
+                raise MisconfigurationException(
+                    f"ShardedCheckpoint: monitor {self.monitor!r} was not logged; known are "
+                    f"{', '.join(sorted(trainer.callback_metrics))}; or set monitor to null"
+                )
+            score = float(value)
+        terminating = any(gather(self._terminating))
+        # Not every rank may see the same files at the same moment: the first one decides.
+        best = gather(trainer.is_global_zero and score is not None and self._is_best(score, self.folder(trainer)))[0]
+        if terminating or best or self.due(iteration, trainer.max_epochs or -1):
+            self._save(trainer, iteration, score)
+        if terminating:
+            rank_zero_info(f"SIGTERM: saved after iteration {iteration}; --ckpt_path last goes on from here")
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the signal as it was found."""
+        self._restore_handler()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave the signal as it was found."""
+        self._restore_handler()
+
+    def _restore_handler(self) -> None:
+        if self._handler is not None:
+            signal.signal(signal.SIGTERM, self._handler)
+            self._handler = None
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        self._terminating = True
+
+    # --- how -----------------------------------------------------------------------------------------------------
+
+    def _save(self, trainer: pl.Trainer, iteration: int, score: float | None) -> None:
+        folder = self.folder(trainer)
+        partial = folder / f"{_PARTIAL}iteration-{iteration:05d}"
+        if trainer.is_global_zero:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        trainer.strategy.barrier("checkpoint")
+        error = self._room(folder) if trainer.is_global_zero else None
+        error = gather(error)[0]
+        files: dict[str, StoredFile] = {}
+        if error is None:
+            try:
+                trainer.save_checkpoint(partial / STATE)
+                names = file_names(partial)[trainer.global_rank :: trainer.world_size]
+                files = describe_files(partial, names)
+            except (OSError, RuntimeError) as caught:  # torch reports a failed write as RuntimeError
+                error = f"rank {trainer.global_rank}: {caught}"
+        outcomes = gather((error, files))
+        failed = [reason for reason, _ in outcomes if reason is not None]
+        if failed:
+            if trainer.is_global_zero:
+                shutil.rmtree(partial, ignore_errors=True)
+            message = f"the checkpoint after iteration {iteration} could not be written to {folder}: {failed[0]}"
+            if self.on_error == "raise":
+                raise OSError(f"{message}; older checkpoints are intact")
+            rank_zero_warn(f"{message}; training goes on, older checkpoints are intact")
+            return
+        if trainer.is_global_zero:
+            manifest = Manifest(
+                iteration=iteration,
+                written=time.time(),
+                world_size=trainer.world_size,
+                strategy=type(trainer.strategy).__name__,
+                stage=getattr(trainer.strategy, "stage", None),
+                versions={name: version(name) for name in _PACKAGES},
+                score=score,
+                files={name: entry for _, part in outcomes for name, entry in part.items()},
+            )
+            manifest.save(partial)
+            publish(partial, folder, iteration)
+            self._prune(folder)
+        trainer.strategy.barrier("published")
+
+    def _room(self, folder: Path) -> str | None:
+        """Why the next checkpoint cannot fit; one rank that runs out of disk in the middle would leave others waiting."""
+        for newest in complete_checkpoints(folder)[:1]:
+            needed = sum(entry.size for entry in Manifest.load(newest).files.values())
+            free = shutil.disk_usage(folder).free
+            if free < needed:
+                return f"it needs about {needed / 2**20:.0f} MiB, but only {free / 2**20:.0f} MiB are free"
+        return None
+
+    def _is_best(self, score: float, folder: Path) -> bool:
+        scores = [known for known, _ in self._scored(complete_checkpoints(folder))]
+        return not scores or (score > max(scores) if self.mode == "max" else score < min(scores))
+
+    def _scored(self, checkpoints: list[Path]) -> list[tuple[float, Path]]:
+        pairs = [(Manifest.load(path).score, path) for path in checkpoints]
+        return [(score, path) for score, path in pairs if score is not None]
+
+    def _prune(self, folder: Path) -> None:
+        newest_first = complete_checkpoints(folder)
+        kept = set(newest_first[: self.keep])
+        scored = self._scored(newest_first) if self.monitor is not None else []
+        if scored:
+            kept.add((max if self.mode == "max" else min)(scored, key=lambda pair: pair[0])[1])
+        for path in newest_first:
+            if path not in kept:
+                discard(path)
+
+
+def resolve_checkpoint(given: str | os.PathLike[str], trainer: pl.Trainer) -> str | None:
+    """What a ``ckpt_path`` stands for, in a form that the trainer's strategy loads.
+
+    Args:
+        given: ``last`` or ``best`` of the trainer's :class:`ShardedCheckpoint`, or a path; what is not a checkpoint of
+            this kind is handed back as it is.
+        trainer: that will load it.
+
+    Returns:
+        The path; ``None`` for ``last`` where nothing has been saved yet, so that a job can always be started the same
+        way.
+
+    Raises:
+        MisconfigurationException: the checkpoint is not whole, or of another number of ranks; names the file and the fix.
+    """
+    callback = next((each for each in trainer.checkpoint_callbacks if isinstance(each, ShardedCheckpoint)), None)
+    if callback is not None and given in ("last", "best"):
+        found = callback.newest(trainer) if given == "last" else callback.best(trainer)
+        if found is None and given == "best":
+            raise MisconfigurationException(
+                f"ckpt_path: best, but no checkpoint with a validation result is in {callback.folder(trainer)}"
+            )
+        if found is None:
+            rank_zero_info(f"no checkpoint in {callback.folder(trainer)} yet: starting from the beginning")
+            return None
+    else:
+        found = Path(given)
+        if not (found / MANIFEST).exists():
+            return os.fspath(given)
+    wrong = problem(found)
+    if wrong is not None:
+        raise MisconfigurationException(f"ckpt_path: {found} is not a complete checkpoint: {wrong}; give another one")
+    manifest = Manifest.load(found)
+    if manifest.stage is not None and manifest.world_size != trainer.world_size:
+        raise MisconfigurationException(
+            f"ckpt_path: {found} was written by {manifest.world_size} ranks under ZeRO, and this run has "
+            f"{trainer.world_size}: set trainer.devices and trainer.num_nodes to what it had"
+        )
+    return str(found / STATE)
