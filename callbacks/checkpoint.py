@@ -225,7 +225,7 @@ class ShardedCheckpoint(Checkpoint):
         trainer.strategy.barrier("published")
 
     def _room(self, folder: Path) -> str | None:
-        """Why the next checkpoint cannot fit; one rank that runs out of disk in the middle would leave others waiting."""
+        """Why the next checkpoint cannot fit; a rank that ran out of disk half-way would leave the others waiting."""
         for newest in complete_checkpoints(folder)[:1]:
             needed = sum(entry.size for entry in Manifest.load(newest).files.values())
             free = shutil.disk_usage(folder).free
@@ -265,7 +265,7 @@ def resolve_checkpoint(given: str | os.PathLike[str], trainer: pl.Trainer) -> st
         way.
 
     Raises:
-        MisconfigurationException: the checkpoint is not whole, or of another number of ranks; names the file and the fix.
+        MisconfigurationException: the checkpoint is not whole, or of another number of ranks; names file and fix.
     """
     callback = next((each for each in trainer.checkpoint_callbacks if isinstance(each, ShardedCheckpoint)), None)
     if callback is not None and given in ("last", "best"):

@@ -299,8 +299,8 @@ class RolloutDataModule(LightningDataModule):
         if share > _MUCH_FILTERED and not self._warned:
             self._warned = True
             rank_zero_warn(
-                f"data.filters.{name} takes {share:.0%} of this iteration's episodes out of the loss. What is filtered is "
-                "never punished, so a policy can drift into it: watch filter/* and rollout/success, and consider "
+                f"data.filters.{name} takes {share:.0%} of this iteration's episodes out of the loss. What is filtered "
+                "is never punished, so a policy can drift into it: watch filter/* and rollout/success, and consider "
                 f"data.filters.{name}: false"
             )
 

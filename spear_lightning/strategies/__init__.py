@@ -19,13 +19,14 @@ def check_strategy(strategy: Strategy) -> None:
     Raises:
         MisconfigurationException: it is one of Lightning's own sharded strategies; names the replacement.
     """
+    own = "-c configs/strategy/zero{}.yaml"
     if isinstance(strategy, DeepSpeedStrategy) and not isinstance(strategy, ZeroStrategy):
         raise MisconfigurationException(
             "trainer.strategy: Lightning's own DeepSpeedStrategy counts only the last micro-batch of an optimizer step "
-            f"under manual optimization. Use ZeroStrategy: -c configs/strategy/zero{strategy.config['zero_optimization']['stage']}.yaml"
+            f"under manual optimization. Use ZeroStrategy: {own.format(3 if strategy.zero_stage_3 else 2)}"
         )
     if isinstance(strategy, (FSDPStrategy, ModelParallelStrategy)):
         raise MisconfigurationException(
-            f"trainer.strategy: {type(strategy).__name__} shards parameters that generation needs whole. Use ZeroStrategy "
-            "(-c configs/strategy/zero3.yaml), which shards them too and gathers a copy to generate with; or ddp"
+            f"trainer.strategy: {type(strategy).__name__} shards parameters that generation needs whole. Use "
+            f"ZeroStrategy ({own.format(3)}), which shards them too and gathers a copy to generate with; or ddp"
         )

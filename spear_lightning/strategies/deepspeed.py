@@ -70,13 +70,13 @@ class ZeroStrategy(DeepSpeedStrategy):
         self.stage = int(zero.get("stage", 0))
         if self.stage < 2 and zero.get("overlap_comm"):
             raise MisconfigurationException(
-                f"ZeroStrategy: overlap_comm cannot be combined with stage {self.stage}, because micro-batches are counted "
-                "by the module: set overlap_comm to false, or use stage 2 or 3"
+                f"ZeroStrategy: overlap_comm cannot be combined with stage {self.stage}, because micro-batches are "
+                "counted by the module: set overlap_comm to false, or use stage 2 or 3"
             )
         if "gradient_accumulation_steps" in self.config:
             raise MisconfigurationException(
-                "ZeroStrategy: the DeepSpeed config has gradient_accumulation_steps, but the number of micro-batches of an "
-                "optimizer step varies here: remove it (data.max_tokens bounds a micro-batch)"
+                "ZeroStrategy: the DeepSpeed config has gradient_accumulation_steps, but the number of micro-batches "
+                "of an optimizer step varies here: remove it (data.max_tokens bounds a micro-batch)"
             )
         self.config["managed_gradient_accumulation"] = False
         self.free_replica = free_replica
@@ -93,13 +93,13 @@ class ZeroStrategy(DeepSpeedStrategy):
 
         if deepspeed.accelerator.get_accelerator().device_name() != "cpu":
             raise MisconfigurationException(
-                "ZeroStrategy on trainer.accelerator: cpu, but DeepSpeed has found another accelerator: set the environment "
-                "variable DS_ACCELERATOR=cpu"
+                "ZeroStrategy on trainer.accelerator: cpu, but DeepSpeed has found another accelerator: set the "
+                "environment variable DS_ACCELERATOR=cpu"
             )
         if self.precision_plugin.precision in ("16-mixed", "16-true"):
             raise MisconfigurationException(
-                f"trainer.precision is {self.precision_plugin.precision}, which DeepSpeed has no kernels for on a CPU: use "
-                "bf16-true, bf16-mixed or 32-true"
+                f"trainer.precision is {self.precision_plugin.precision}, which DeepSpeed has no kernels for on a CPU: "
+                "use bf16-true, bf16-mixed or 32-true"
             )
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         super(DeepSpeedStrategy, self).setup_environment()
@@ -212,6 +212,6 @@ def _check_version() -> None:
         import deepspeed
 
         raise MisconfigurationException(
-            f"ZeroStrategy needs DeepSpeed 0.19 or newer (managed_gradient_accumulation), but {deepspeed.__version__} is "
-            "installed: pip install -U 'deepspeed>=0.19'"
+            "ZeroStrategy needs DeepSpeed 0.19 or newer (managed_gradient_accumulation), but "
+            f"{deepspeed.__version__} is installed: pip install -U 'deepspeed>=0.19'"
         )

@@ -1,4 +1,4 @@
-"""ZeRO on two ranks takes the steps that one process takes, and goes on from a checkpoint as if nothing had happened."""
+"""ZeRO on two ranks takes the steps of one process, and goes on from a checkpoint as if nothing had happened."""
 
 from __future__ import annotations
 
