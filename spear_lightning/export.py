@@ -19,7 +19,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
-from spear_lightning.checkpoints import MANIFEST, STATE, problem
+from spear_lightning.checkpoints import MANIFEST, STATE, Manifest, problem
 from spear_lightning.files import write_atomically
 from spear_lightning.policy import Policy
 
@@ -64,14 +64,16 @@ def export_checkpoint(checkpoint: str, folder: str, config: str | None = None, m
     source = Path(checkpoint).expanduser()
     if not source.exists():
         raise ValueError(f"there is no checkpoint {checkpoint}")
+    name, iterations = source.name, ""
     if (source / MANIFEST).exists():
         wrong = problem(source, hashes=True)
         if wrong is not None:
             raise ValueError(f"{source} is not a complete checkpoint: {wrong}")
+        iterations = str(Manifest.load(source).iteration)
         source = source / STATE
     settings_file = Path(config).expanduser() if config else _nearest_config(source)
     settings = _read_settings(settings_file)
-    weights, iterations = _read_weights(source)
+    weights, counted = _read_weights(source)
     policy = _make_policy(settings, settings_file)
     _load(policy, weights, source, settings_file)
     target = Path(folder).expanduser()
@@ -83,8 +85,8 @@ def export_checkpoint(checkpoint: str, folder: str, config: str | None = None, m
     card = _CARD.format(
         name=target.name,
         start=start.get("model") or "random weights",
-        checkpoint=source.name,
-        iterations=iterations,
+        checkpoint=name,
+        iterations=iterations or counted,
         lora=adapters,
         config=yaml.safe_dump(settings, sort_keys=False),
     )

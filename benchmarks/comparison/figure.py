@@ -185,7 +185,7 @@ def _bars(panel: Any, summary: Summary, styles: Mapping[str, dict[str, Any]]) ->
             )
             top = max([over.mean + (over.sd or 0.0), *values])
             panel.annotate(
-                f"{100 * over.mean:.0f}", (at, top), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=9
+                f"{100 * over.mean:.0f}", (at, top), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=9
             )
             tops.append(top)
     panel.set_xticks(range(groups), [f"temperature {temperature}" for temperature in summary.temperatures])

@@ -11,6 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from transformers import AutoModelForCausalLM
 
+from spear_lightning.checkpoints import Manifest, problem
 from spear_lightning.export import export_checkpoint
 from spear_lightning.strategies import check_strategy
 from tests.integration.conftest import ROOT
@@ -30,10 +31,7 @@ PLAIN = {
     "trainer.callbacks": [
         {"class_path": "CurriculumSchedule", "init_args": {"imitation_warmup": 1, "tool_reward_decay": 2}},
         {"class_path": "RolloutProgress"},
-        {
-            "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-            "init_args": {"save_top_k": -1, "save_last": True, "save_on_train_epoch_end": True, "filename": "{epoch}"},
-        },
+        {"class_path": "ShardedCheckpoint", "init_args": {"keep": 9, "monitor": None}},
     ],
 }
 
@@ -45,6 +43,8 @@ def zero(stage: int, **more: object) -> dict[str, object]:
 
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    assert problem(checkpoint, hashes=True) is None
+    checkpoint /= "state"
     if checkpoint.is_file():
         return torch.load(checkpoint, weights_only=False)["state_dict"]
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
@@ -65,7 +65,7 @@ def single(spear_in, tmp_path_factory) -> Path:
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_zero_takes_the_steps_of_a_single_process(spear_in, single, tmp_path, stage):
     spear_in(tmp_path, "fit", zero(stage))
-    expected, given = weights(single / "checkpoints/last.ckpt"), weights(tmp_path / "checkpoints/last.ckpt")
+    expected, given = weights(single / "checkpoints/iteration-00003"), weights(tmp_path / "checkpoints/iteration-00003")
     for name, tensor in expected.items():
         if name in given:  # tied weights are stored once
             torch.testing.assert_close(given[name], tensor, rtol=1e-5, atol=1e-5)
@@ -80,9 +80,12 @@ def test_zero_takes_the_steps_of_a_single_process(spear_in, single, tmp_path, st
             "replay/p50",
         ):
             assert float(mine[name]) == pytest.approx(float(other[name]), rel=1e-4), name
+    manifest = Manifest.load(tmp_path / "checkpoints/iteration-00003")
+    assert (manifest.stage, manifest.world_size, manifest.iteration) == (stage, 2, 3)
+    assert sum("optim_states" in name for name in manifest.files) == 2, "a shard from each rank"
     if stage == 3:
         for run in (tmp_path, single):
-            export_checkpoint(str(run / "checkpoints/last.ckpt"), str(tmp_path / "exported" / run.name))
+            export_checkpoint(str(run / "checkpoints/iteration-00003"), str(tmp_path / "exported" / run.name))
         mine, other = (
             AutoModelForCausalLM.from_pretrained(tmp_path / "exported" / run.name).eval() for run in (tmp_path, single)
         )
@@ -90,13 +93,14 @@ def test_zero_takes_the_steps_of_a_single_process(spear_in, single, tmp_path, st
         torch.testing.assert_close(mine(ids).logits, other(ids).logits, rtol=1e-4, atol=1e-4)
     if stage > 1:
         resumed = tmp_path / "resumed"
-        shutil.copytree(tmp_path / "checkpoints/epoch=1.ckpt", resumed / "checkpoints/epoch=1.ckpt")
-        spear_in(resumed, "fit", zero(stage), "--ckpt_path", str(resumed / "checkpoints/epoch=1.ckpt"))
+        shutil.copytree(tmp_path / "checkpoints/iteration-00002", resumed / "checkpoints/iteration-00002")
+        spear_in(resumed, "fit", zero(stage), "--ckpt_path", "last")
+        assert len(curve(resumed)) == 1, "it went on, and did not start over"
         mine, other = (
             {name: value for name, value in curve(run)[-1].items() if value} for run in (resumed, tmp_path)
         )  # a column that only earlier iterations fill is not there
         assert mine == other
-        again = weights(resumed / "checkpoints/last.ckpt")
+        again = weights(resumed / "checkpoints/iteration-00003")
         for name, tensor in given.items():
             torch.testing.assert_close(again[name], tensor, rtol=0, atol=0)
 
