@@ -132,3 +132,11 @@ def test_sharding_that_generation_cannot_use_is_refused():
 def test_every_strategy_overlay_composes(spear):
     for overlay in sorted((ROOT / "configs/strategy").glob("*.yaml")):
         assert "ZeroStrategy" in spear("fit", {}, "-c", str(overlay), "--print_config").stdout
+
+
+def test_a_rank_that_comes_after_the_time_out_is_an_error(spear):
+    """With DeepSpeed's own 30 minutes a minute's delay would go unnoticed."""
+    late = {"class_path": "tests.integration.late.Late", "init_args": {"seconds": 60}}
+    finished = spear("fit", {**zero(2, timeout="00:00:15"), "trainer.callbacks": [late]}, check=False)
+    assert finished.returncode != 0
+    assert "timed out" in finished.stderr.lower(), finished.stderr[-3000:]
