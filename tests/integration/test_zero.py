@@ -135,8 +135,8 @@ def test_every_strategy_overlay_composes(spear):
 
 
 def test_a_rank_that_comes_after_the_time_out_is_an_error(spear):
-    """With DeepSpeed's own 30 minutes a minute's delay would go unnoticed."""
-    late = {"class_path": "tests.integration.late.Late", "init_args": {"seconds": 60}}
+    """With DeepSpeed's own 30 minutes such a delay would go unnoticed."""
+    late = {"class_path": "tests.integration.late.Late", "init_args": {"seconds": 40}}
     finished = spear("fit", {**zero(2, timeout="00:00:15"), "trainer.callbacks": [late]}, check=False)
     assert finished.returncode != 0
     assert "timed out" in finished.stderr.lower(), finished.stderr[-3000:]
