@@ -76,7 +76,8 @@ class RewardComposer:
         failure: R_outcome of any other.
         score_scale: times the environment's own summed reward, added to R_outcome (partial credit); 0 as published.
         invalid_penalty: taken off for each turn without the required form, in that turn.
-        tool_scale: scales R_tool. With ``success`` = 1 a tool reward of up to 1 rivals solving the task: use 0.2.
+        tool_scale: scales R_tool. With ``success`` = 1 a tool reward of up to 1 rivals solving the task: use 0.1,
+            the published ratio.
         tool_variant: see :func:`tool_reward`.
         format_reward: R_format, paid to an episode in which every turn has the required form.
 
