@@ -103,8 +103,7 @@ class ShardedCheckpoint(Checkpoint):
 
     def best(self, trainer: pl.Trainer) -> Path | None:
         """The checkpoint of the best validation, which ``ckpt_path: best`` stands for."""
-        scored = self._scored(complete_checkpoints(self.folder(trainer)))
-        return (max if self.mode == "max" else min)(scored)[1] if scored else None
+        return self._best_of(complete_checkpoints(self.folder(trainer)))
 
     def due(self, iteration: int, last: int) -> bool:
         """Whether the state after so many iterations is saved, whatever its validation."""
@@ -237,18 +236,19 @@ class ShardedCheckpoint(Checkpoint):
         scores = [known for known, _ in self._scored(complete_checkpoints(folder))]
         return not scores or (score > max(scores) if self.mode == "max" else score < min(scores))
 
+    def _best_of(self, checkpoints: list[Path]) -> Path | None:
+        scored = self._scored(checkpoints)
+        return (max if self.mode == "max" else min)(scored, key=lambda pair: pair[0])[1] if scored else None
+
     def _scored(self, checkpoints: list[Path]) -> list[tuple[float, Path]]:
         pairs = [(Manifest.load(path).score, path) for path in checkpoints]
         return [(score, path) for score, path in pairs if score is not None]
 
     def _prune(self, folder: Path) -> None:
         newest_first = complete_checkpoints(folder)
-        kept = set(newest_first[: self.keep])
-        scored = self._scored(newest_first) if self.monitor is not None else []
-        if scored:
-            kept.add((max if self.mode == "max" else min)(scored, key=lambda pair: pair[0])[1])
-        for path in newest_first:
-            if path not in kept:
+        best = None if self.monitor is None else self._best_of(newest_first)
+        for path in newest_first[self.keep :]:
+            if path != best:
                 discard(path)
 
 
