@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -18,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from spear_lightning.checkpoints import (
     MANIFEST,
+    RANKS,
     STATE,
     Manifest,
     StoredFile,
@@ -29,7 +31,8 @@ from spear_lightning.checkpoints import (
     problem,
     publish,
 )
-from spear_lightning.distributed import gather
+from spear_lightning.distributed import errors_deferred, first_failure, gather
+from spear_lightning.hooks import RankState
 
 _PACKAGES = ("spear-lightning", "torch", "lightning", "deepspeed", "transformers")
 _PARTIAL = ".partial-"
@@ -183,54 +186,81 @@ class ShardedCheckpoint(Checkpoint):
     def _save(self, trainer: pl.Trainer, iteration: int, score: float | None) -> None:
         folder = self.folder(trainer)
         partial = folder / f"{_PARTIAL}iteration-{iteration:05d}"
+
+        def prepare() -> None:
+            if trainer.is_global_zero:
+                self._check_room(folder)
+                shutil.rmtree(partial, ignore_errors=True)
+                (partial / RANKS).mkdir(parents=True)
+
+        files: dict[str, StoredFile] = {}
+
+        def describe() -> None:
+            names = file_names(partial)[trainer.global_rank :: trainer.world_size]
+            files.update(describe_files(partial, names))
+
+        def finish() -> None:
+            if trainer.is_global_zero:
+                manifest = self._manifest(trainer, iteration, score, everywhere)
+                manifest.save(partial)
+                publish(partial, folder, iteration)
+                self._prune(folder)
+
+        for step in (
+            prepare,
+            lambda: self._write_rank_state(trainer, partial / RANKS),
+            lambda: self._write_state(trainer, partial / STATE),
+            describe,
+        ):
+            failure = first_failure(step)
+            if failure is not None:
+                return self._failed(trainer, iteration, partial, failure)
+        everywhere = {name: entry for part in gather(files) for name, entry in part.items()}
+        failure = first_failure(finish)
+        if failure is not None:
+            self._failed(trainer, iteration, partial, failure)
+        return None
+
+    def _manifest(
+        self, trainer: pl.Trainer, iteration: int, score: float | None, files: dict[str, StoredFile]
+    ) -> Manifest:
+        return Manifest(
+            iteration=iteration,
+            written=time.time(),
+            world_size=trainer.world_size,
+            strategy=type(trainer.strategy).__name__,
+            stage=getattr(trainer.strategy, "stage", None),
+            versions={name: version(name) for name in _PACKAGES},
+            score=score,
+            files=files,
+        )
+
+    def _write_rank_state(self, trainer: pl.Trainer, folder: Path) -> None:
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(datamodule, RankState):
+            datamodule.save_rank_state(folder)
+
+    def _write_state(self, trainer: pl.Trainer, path: Path) -> None:
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        apart = datamodule.rank_state_apart() if isinstance(datamodule, RankState) else nullcontext()
+        with apart, errors_deferred(trainer.strategy, "save_checkpoint"):
+            trainer.save_checkpoint(path)
+
+    def _failed(self, trainer: pl.Trainer, iteration: int, partial: Path, failure: str) -> None:
         if trainer.is_global_zero:
             shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        trainer.strategy.barrier("checkpoint")
-        error = self._room(folder) if trainer.is_global_zero else None
-        error = gather(error)[0]
-        files: dict[str, StoredFile] = {}
-        if error is None:
-            try:
-                trainer.save_checkpoint(partial / STATE)
-                names = file_names(partial)[trainer.global_rank :: trainer.world_size]
-                files = describe_files(partial, names)
-            except (OSError, RuntimeError) as caught:  # torch reports a failed write as RuntimeError
-                error = f"rank {trainer.global_rank}: {caught}"
-        outcomes = gather((error, files))
-        failed = [reason for reason, _ in outcomes if reason is not None]
-        if failed:
-            if trainer.is_global_zero:
-                shutil.rmtree(partial, ignore_errors=True)
-            message = f"the checkpoint after iteration {iteration} could not be written to {folder}: {failed[0]}"
-            if self.on_error == "raise":
-                raise OSError(f"{message}; older checkpoints are intact")
-            rank_zero_warn(f"{message}; training goes on, older checkpoints are intact")
-            return
-        if trainer.is_global_zero:
-            manifest = Manifest(
-                iteration=iteration,
-                written=time.time(),
-                world_size=trainer.world_size,
-                strategy=type(trainer.strategy).__name__,
-                stage=getattr(trainer.strategy, "stage", None),
-                versions={name: version(name) for name in _PACKAGES},
-                score=score,
-                files={name: entry for _, part in outcomes for name, entry in part.items()},
-            )
-            manifest.save(partial)
-            publish(partial, folder, iteration)
-            self._prune(folder)
-        trainer.strategy.barrier("published")
+        message = f"the checkpoint after iteration {iteration} could not be written to {partial.parent}: {failure}"
+        if self.on_error == "raise":
+            raise OSError(f"{message}; older checkpoints are intact")
+        rank_zero_warn(f"{message}; training goes on, older checkpoints are intact")
 
-    def _room(self, folder: Path) -> str | None:
-        """Why the next checkpoint cannot fit; a rank that ran out of disk half-way would leave the others waiting."""
+    def _check_room(self, folder: Path) -> None:
+        """Do not begin what cannot be finished."""
         for newest in complete_checkpoints(folder)[:1]:
             needed = sum(entry.size for entry in Manifest.load(newest).files.values())
             free = shutil.disk_usage(folder).free
             if free < needed:
-                return f"it needs about {needed / 2**20:.0f} MiB, but only {free / 2**20:.0f} MiB are free"
-        return None
+                raise OSError(f"it needs about {needed / 2**20:.0f} MiB, but only {free / 2**20:.0f} MiB are free")
 
     def _is_best(self, score: float, folder: Path) -> bool:
         scores = [known for known, _ in self._scored(complete_checkpoints(folder))]
@@ -285,9 +315,10 @@ def resolve_checkpoint(given: str | os.PathLike[str], trainer: pl.Trainer) -> st
     if wrong is not None:
         raise MisconfigurationException(f"ckpt_path: {found} is not a complete checkpoint: {wrong}; give another one")
     manifest = Manifest.load(found)
-    if manifest.stage is not None and manifest.world_size != trainer.world_size:
+    if manifest.ranks not in (None, trainer.world_size):
         raise MisconfigurationException(
-            f"ckpt_path: {found} was written by {manifest.world_size} ranks under ZeRO, and this run has "
-            f"{trainer.world_size}: set trainer.devices and trainer.num_nodes to what it had"
+            f"ckpt_path: {found} was written by {manifest.ranks} ranks under ZeRO, and this run has "
+            f"{trainer.world_size}: run `spear reshard {found}` first, or set trainer.devices and trainer.num_nodes to "
+            "what it had"
         )
     return str(found / STATE)

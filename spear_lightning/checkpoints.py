@@ -1,7 +1,7 @@
 """Checkpoints as directories that are complete or absent: what is in one, whether it is whole, and which is the newest.
 
-A checkpoint is a folder with what the training strategy wrote (``state``: a file, or a directory of shards) and a
-manifest of all its files. It is written under a name that is never looked at and published by a rename, so a process
+A checkpoint is a folder with what the training strategy wrote (``state``: a file, or a directory of shards), what each
+rank alone holds (``ranks``: a file a rank) and a manifest of all these files. It is written under a name that is never looked at and published by a rename, so a process
 that is killed at any moment leaves the older ones as they were.
 """
 
@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 STATE = "state"
+RANKS = "ranks"
 LATEST = "latest"
 _FORMAT = 1
 _BLOCK = 1 << 20
@@ -48,6 +49,7 @@ class Manifest:
         versions: of the packages that wrote it.
         score: of the validation that belongs to it, if there was one.
         files: by path relative to the checkpoint.
+        universal: whether any number of ranks can load it although it is partitioned (``spear reshard``).
     """
 
     iteration: int
@@ -58,6 +60,12 @@ class Manifest:
     versions: Mapping[str, str]
     score: float | None
     files: Mapping[str, StoredFile]
+    universal: bool = False
+
+    @property
+    def ranks(self) -> int | None:
+        """Number of ranks that can go on from it; ``None`` for any."""
+        return self.world_size if self.stage and not self.universal else None
 
     def save(self, folder: Path) -> None:
         """Write it into a checkpoint that has everything else."""

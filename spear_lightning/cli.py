@@ -1,4 +1,4 @@
-"""The command line: ``spear fit | validate | test | predict | warmstart | export``.
+"""The command line: ``spear fit | validate | test | predict | warmstart | export | reshard``.
 
 ``fit`` to ``predict`` are a LightningCLI: every argument of trainer, module and data module is a YAML key, and overlays
 are given one after the other (``-c a.yaml -c b.yaml``; later ones win).
@@ -95,6 +95,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from spear_lightning.export import main as export
 
             export(given[1:])
+        elif given[:1] == ["reshard"]:
+            from spear_lightning.reshard import main as reshard
+
+            reshard(given[1:])
         else:
             SpearCLI(
                 SpearModule,

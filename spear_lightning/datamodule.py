@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,11 +22,12 @@ from spear_lightning.algorithm.estimators import GRPO, AdvantageEstimator
 from spear_lightning.algorithm.filters import QualityFilters
 from spear_lightning.algorithm.replay import ReplayBuffer, RewardBaseline
 from spear_lightning.algorithm.rewards import RewardComposer
+from spear_lightning.checkpoints import RANKS
 from spear_lightning.distributed import concatenate, gather, rank, world_size
 from spear_lightning.engines.base import RolloutEngine, Sampling
 from spear_lightning.environments.base import Split, TaskSuite
 from spear_lightning.environments.pool import EnvironmentPool
-from spear_lightning.hooks import rollout_listeners
+from spear_lightning.hooks import RankState, rollout_listeners
 from spear_lightning.randomness import stream_seed
 from spear_lightning.rollout.agent import Agent
 from spear_lightning.rollout.collector import Collector, EpisodeSpec
@@ -34,7 +37,7 @@ from spear_lightning.rollout.scored import Rollout
 from spear_lightning.rollout.scoring import GroupStatistics, estimate_advantages, score_episode, shares_filtered
 from spear_lightning.rollout.selection import evaluation_specs, training_specs
 from spear_lightning.rollout.settings import Evaluation, TrainingRollouts
-from spear_lightning.rollout.state import load_replay, replay_to_state
+from spear_lightning.rollout.state import ReplayFiles, load_replay, replay_to_state
 
 if TYPE_CHECKING:
     from spear_lightning.module import SpearModule
@@ -43,8 +46,11 @@ if TYPE_CHECKING:
 _MUCH_FILTERED = 0.3
 """Share of filtered episodes from which on a user should know."""
 
+_APART = "in the files of the ranks"
+"""In a checkpoint, instead of the replay buffers: each rank's is in a file beside it."""
 
-class RolloutDataModule(LightningDataModule):
+
+class RolloutDataModule(LightningDataModule, RankState):
     """Streams fresh rollouts mixed with replay.
 
     Args:
@@ -127,6 +133,7 @@ class RolloutDataModule(LightningDataModule):
         self.tool_reward_weight = 0.0
         self._collector: Collector | None = None
         self._warned = False
+        self._apart = False
 
     @property
     def max_response_length(self) -> int:
@@ -317,17 +324,34 @@ class RolloutDataModule(LightningDataModule):
     # --- Lightning -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Replay buffer of every rank and the reward baseline. Lightning calls it on every rank."""
-        return {
-            "baseline": self.baseline.state_dict(),
-            "replay": None if self.replay is None else gather(replay_to_state(self.replay)),
-        }
+        """Reward baseline and the replay buffers of all ranks. Lightning calls it on every rank."""
+        replay: Any = None
+        if self.replay is not None:
+            replay = _APART if self._apart else gather(replay_to_state(self.replay))
+        return {"baseline": self.baseline.state_dict(), "replay": replay}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the reward baseline and this rank's replay buffer; entries are dealt anew if ranks have changed."""
         self.baseline.load_state_dict(state_dict["baseline"])
-        if self.replay is not None and state_dict["replay"] is not None:
-            load_replay(self.replay, state_dict["replay"], rank(), world_size())
+        saved = state_dict["replay"]
+        if self.replay is not None and saved is not None:
+            if saved == _APART:
+                saved = ReplayFiles(Path(self._trainer.ckpt_path).parent / RANKS)
+            load_replay(self.replay, saved, rank(), world_size())
+
+    def save_rank_state(self, folder: Path) -> None:
+        """Write this rank's replay buffer; see :class:`~spear_lightning.hooks.RankState`."""
+        if self.replay is not None:
+            ReplayFiles(folder).save(self.replay, rank())
+
+    @contextmanager
+    def rank_state_apart(self) -> Iterator[None]:
+        """Replay buffers have a place of their own; see :class:`~spear_lightning.hooks.RankState`."""
+        self._apart = True
+        try:
+            yield
+        finally:
+            self._apart = False
 
     @property
     def _trainer(self) -> Any:

@@ -22,6 +22,7 @@ from torch import Tensor
 from spear_lightning.checkpoints import MANIFEST, STATE, Manifest, problem
 from spear_lightning.files import write_atomically
 from spear_lightning.policy import Policy
+from spear_lightning.strategies.deepspeed import UNIVERSAL
 
 _PREFIX = "policy."
 
@@ -127,14 +128,10 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 def _read_weights(checkpoint: Path) -> tuple[Mapping[str, Tensor], str]:
     """The policy's weights by their name in it, and for how many iterations they were trained."""
+    epoch: Any
     try:
         if checkpoint.is_dir():
-            from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-            tag = (checkpoint / "latest").read_text(encoding="utf-8").strip()
-            with contextlib.redirect_stdout(io.StringIO()):  # it reports each shard
-                state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=tag)
-            epoch: Any = None
+            state, epoch = _read_directory(checkpoint), None
         else:
             content = torch.load(checkpoint, map_location="cpu", weights_only=True)
             state, epoch = content["state_dict"], content.get("epoch")
@@ -144,6 +141,26 @@ def _read_weights(checkpoint: Path) -> tuple[Mapping[str, Tensor], str]:
     if not weights:
         raise ValueError(f"{checkpoint} holds no policy: give a checkpoint that spear fit has written")
     return weights, "an unknown number of" if epoch is None else str(epoch + 1)
+
+
+def _read_directory(checkpoint: Path) -> Mapping[str, Tensor]:
+    """The weights in a directory that DeepSpeed has written, joined where they are partitioned."""
+    if (checkpoint / UNIVERSAL).exists():
+        parameters = checkpoint / (checkpoint / UNIVERSAL).read_text(encoding="utf-8").strip() / "zero"
+        files = {path.parent.name: path for path in sorted(parameters.glob("*/fp32.pt"))}
+        contents = {name: torch.load(path, weights_only=True) for name, path in files.items()}
+        return {name: found["param"] if isinstance(found, dict) else found for name, found in contents.items()}
+    tag = (checkpoint / "latest").read_text(encoding="utf-8").strip()
+    if not list((checkpoint / tag).glob("*optim_states.pt")):  # nothing is partitioned
+        whole: dict[str, Tensor] = torch.load(
+            checkpoint / tag / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False
+        )["module"]
+        return whole
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it reports each shard
+        joined: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=tag)
+    return joined
 
 
 def _make_policy(settings: Mapping[str, Any], source: Path) -> Policy:
@@ -159,13 +176,19 @@ def _make_policy(settings: Mapping[str, Any], source: Path) -> Policy:
 
 def _load(policy: Policy, weights: Mapping[str, Tensor], checkpoint: Path, settings: Path) -> None:
     own = policy.state_dict()
+    frozen = {name for name, parameter in policy.named_parameters() if not parameter.requires_grad}
+    weights = {  # partitions are joined flat
+        name: tensor.view(own[name].shape) if name in own and tensor.shape == (own[name].numel(),) else tensor
+        for name, tensor in weights.items()
+    }
     shapes = [name for name, tensor in weights.items() if name in own and own[name].shape != tensor.shape]
     unknown = [name for name in weights if name not in own]
-    # Tied weights are stored once, under either name.
+    # Tied weights are stored once, under either name; what is frozen need not be stored, it is as it was at the start.
     stored = {own[name].data_ptr() for name in weights if name in own}
-    missing = [name for name, tensor in own.items() if name not in weights and tensor.data_ptr() not in stored]
+    there = weights.keys() | frozen
+    missing = [name for name, tensor in own.items() if name not in there and tensor.data_ptr() not in stored]
     if shapes or unknown or missing:
         first = (shapes or unknown or missing)[0]
         what = "has another shape" if shapes else "is not in the model" if unknown else "is not in the checkpoint"
         raise ValueError(f"{checkpoint} is not a checkpoint of the model in {settings}: {first} {what}; give --config")
-    policy.load_state_dict(dict(weights), strict=False)
+    policy.load_state_dict(weights, strict=False)

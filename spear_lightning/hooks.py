@@ -9,8 +9,11 @@ A callback opts in by inheriting::
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -71,3 +74,23 @@ class UpdateHooks:
 
     def on_micro_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, output: MicroBatchOutput) -> None:
         """After the backward pass of one micro-batch."""
+
+
+class RankState(ABC):
+    """A data module that holds something else on each rank (its part of the replay buffer).
+
+    For checkpoints of any kind its ``state_dict`` gathers that of all ranks, since what one rank writes is often all
+    that is written. A checkpoint that has a place for each rank's own state saves it there instead.
+    """
+
+    @abstractmethod
+    def save_rank_state(self, folder: Path) -> None:
+        """Write what this rank alone holds into a folder that is there, in a file of its own.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+
+    @abstractmethod
+    def rank_state_apart(self) -> AbstractContextManager[None]:
+        """Within it ``state_dict`` leaves out what :meth:`save_rank_state` has written."""

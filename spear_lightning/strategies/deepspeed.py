@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,11 +22,18 @@ from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor
+from torch.optim import Optimizer
+
+from spear_lightning.distributed import errors_deferred
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
     from spear_lightning.policy import Policy
+
+
+UNIVERSAL = "latest_universal"
+"""File that tells a checkpoint for any number of ranks from one for those that wrote it."""
 
 
 class ZeroStrategy(DeepSpeedStrategy):
@@ -81,6 +89,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         self.config["managed_gradient_accumulation"] = False
         self.free_replica = free_replica
         self._replica: Policy | None = None
+        self._norm = torch.zeros(())
 
     # --- processes -----------------------------------------------------------------------------------------------
 
@@ -133,6 +142,13 @@ class ZeroStrategy(DeepSpeedStrategy):
         if self.stage == 3 and policy is not None:
             self._replica = _empty_copy(policy)  # before DeepSpeed puts its hooks into the modules
         super().setup(trainer)
+        if self.stage == 0 and hasattr(self.engine, "clip_fp32_gradients"):
+            self.engine.clip_fp32_gradients = self._clip
+
+    def _clip(self) -> None:
+        """DeepSpeed's own clipping without partitions, which does not tell the norm."""
+        limit = self.engine.gradient_clipping()
+        self._norm = torch.nn.utils.clip_grad_norm_(self.engine.module.parameters(), limit)
 
     # --- training ------------------------------------------------------------------------------------------------
 
@@ -144,7 +160,8 @@ class ZeroStrategy(DeepSpeedStrategy):
     @property
     def gradient_norm(self) -> Tensor:
         """Norm of the gradient of the last step over all ranks, before clipping."""
-        return torch.as_tensor(self.engine.get_global_grad_norm())
+        norm = self.engine.get_global_grad_norm()
+        return torch.as_tensor(self._norm if norm is None else norm)
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
@@ -160,8 +177,35 @@ class ZeroStrategy(DeepSpeedStrategy):
     def _format_batch_size_and_grad_accum_config(self) -> None:
         assert isinstance(self.config, dict)
         limit = getattr(self.lightning_module, "max_grad_norm", None)
-        self.config.setdefault("gradient_clipping", float(limit or 0.0))
+        none = float("inf") if self.stage == 0 else 0.0  # without partitions the norm comes from the clipping
+        self.config.setdefault("gradient_clipping", float(limit or none))
         super()._format_batch_size_and_grad_accum_config()
+
+    # --- checkpoints ---------------------------------------------------------------------------------------------
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Nothing: DeepSpeed writes its partitions itself, and a copy of them would be held while it does."""
+        return {}
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Write the shards of all ranks.
+
+        Raises:
+            OSError: this rank could not write; all ranks have been through it together nevertheless.
+        """
+        # what `ds_to_universal` asks for, which changes the number of ranks
+        checkpoint = {**checkpoint, "universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
+        with errors_deferred(self.engine.checkpoint_engine, "save"):
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read the shards of this number of ranks, or what ``spear reshard`` has made of those of another."""
+        configuration = self.engine._config
+        configuration.load_universal_checkpoint = (Path(checkpoint_path) / UNIVERSAL).exists()
+        try:
+            return super().load_checkpoint(checkpoint_path, weights_only)
+        finally:
+            configuration.load_universal_checkpoint = False
 
     # --- generation ----------------------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import resource
@@ -20,6 +19,7 @@ from spear_lightning.callbacks import ShardedCheckpoint
 from spear_lightning.callbacks.checkpoint import resolve_checkpoint
 from spear_lightning.checkpoints import Manifest, complete_checkpoints, problem
 from tests.callbacks.tiny import TinyData, TinyModule, make_trainer
+from tests.processes import start
 
 
 class Scored(TinyModule):
@@ -136,8 +136,7 @@ def _limited(folder: Path, on_error: str, megabytes: float) -> None:
 
 @pytest.mark.parametrize(("on_error", "epochs"), [("raise", "3"), ("continue", "4")])
 def test_a_full_disk_leaves_the_older_checkpoints(tmp_path, on_error, epochs):
-    process = multiprocessing.get_context("spawn").Process(target=_limited, args=(tmp_path, on_error, 1))
-    process.start()
+    process = start(_limited, tmp_path, on_error, 1)
     process.join(120)
     assert process.exitcode == 0
     assert kept(tmp_path) == [1, 2]
@@ -167,12 +166,9 @@ def _train_long(folder: Path) -> None:
 
 
 def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.callbacks.test_checkpoint"])
     moments, reached = random.Random(7), 0
     for _ in range(20):
-        process = context.Process(target=_train_long, args=(tmp_path,))
-        process.start()
+        process = start(_train_long, tmp_path)
         deadline = time.monotonic() + 60
         while published(tmp_path) <= reached:
             assert process.is_alive()

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import Ranks, start_ranks
+from tests.processes import spear as run_spear
+
 ROOT = Path(__file__).resolve().parents[2]
 
 SMALL = {
@@ -36,19 +39,14 @@ Spear = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session")
 def spear_in(games_cache: Path) -> Spear:
-    """Runs ``spear`` in a process of its own: ``spear_in(folder, "fit", {"data.seed": 1}, "-c", "overlay.yaml")``."""
+    """Runs ``spear`` in processes of its own: ``spear_in(folder, "fit", {"data.seed": 1}, "-c", "overlay.yaml")``."""
 
     def run(
         folder: Path, command: str, changes: dict[str, object] | None = None, *arguments: str, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
-        finished = subprocess.run(
-            spear_command(command, games_cache, folder, changes, *arguments),
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            env=environment(),
-            timeout=280,
-        )
+        ranks = start_spear(command, games_cache, folder, changes, *arguments)
+        code = next(filter(None, ranks.join()), 0)
+        finished = subprocess.CompletedProcess(arguments, code, ranks.printed("out"), ranks.printed("err"))
         if check:
             assert finished.returncode == 0, finished.stdout + finished.stderr
         return finished
@@ -74,6 +72,16 @@ def spear_command(
     }
     keys = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
     return [sys.executable, "-m", "spear_lightning.cli", command, "-c", "configs/quickstart.yaml", *arguments, *keys]
+
+
+def start_spear(
+    command: str, games_cache: Path, directory: Path, changes: dict[str, object] | None = None, *arguments: str
+) -> Ranks:
+    """The same command in processes with their imports behind them: as many ranks as ``trainer.devices`` says."""
+    line = spear_command(command, games_cache, directory, changes, *arguments)[3:]
+    count = int(str((changes or {}).get("trainer.devices", 1)))
+    logs = directory.parent / f"{directory.name}-{command}-printed"
+    return start_ranks(count, run_spear, line, folder=logs, environment={"COLUMNS": "120"})
 
 
 def environment() -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import signal
@@ -15,18 +14,9 @@ import pytest
 import torch
 
 from tests.integration.conftest import ROOT, environment, spear_command
+from tests.integration.runs import curve
 
 pytestmark = pytest.mark.slow
-
-
-def curve(directory: Path) -> list[dict[str, str]]:
-    """The metrics of a run without those that tell the time."""
-    with (directory / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [
-        {name: value for name, value in row.items() if not name.startswith("time/") and "per_second" not in name}
-        for row in rows
-    ]
 
 
 def test_a_run_writes_what_it_promises_and_the_same_seed_gives_the_same_curve(spear, tmp_path):

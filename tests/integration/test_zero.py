@@ -15,41 +15,12 @@ from spear_lightning.checkpoints import Manifest, problem
 from spear_lightning.export import export_checkpoint
 from spear_lightning.strategies import check_strategy
 from tests.integration.conftest import ROOT
-from tests.integration.test_training import curve
+from tests.integration.runs import PLAIN, curve, replay, weights, zero
 
 pytestmark = pytest.mark.slow
 
-# Plain SGD: Adam's first steps have the size of the learning rate whatever the gradient, and would hide an error in it.
-PLAIN = {
-    "trainer.num_sanity_val_steps": 0,
-    "trainer.check_val_every_n_epoch": 10,
-    "model.loss": {"class_path": "PPOClip"},  # Clip-Cov looks at a micro-batch at a time, so the cut shows
-    "model.replay_loss": {"class_path": "PPOClip"},
-    "model.optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}},
-    "data.reward.invalid_penalty": 0.1,  # tells episodes apart even where none succeeds
-    "data.max_tokens": 1500,  # several micro-batches a step, not the same number in each
-    "trainer.callbacks": [
-        {"class_path": "CurriculumSchedule", "init_args": {"imitation_warmup": 1, "tool_reward_decay": 2}},
-        {"class_path": "RolloutProgress"},
-        {"class_path": "ShardedCheckpoint", "init_args": {"keep": 9, "monitor": None}},
-    ],
-}
-
-
-def zero(stage: int, **more: object) -> dict[str, object]:
-    buckets = {"allgather_bucket_size": 1_000_000, "reduce_bucket_size": 1_000_000}
-    strategy = {"class_path": "ZeroStrategy", "init_args": {"stage": stage, **buckets, **more}}
-    return {**PLAIN, "trainer.devices": 2, "trainer.strategy": strategy}
-
-
-def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    assert problem(checkpoint, hashes=True) is None
-    checkpoint /= "state"
-    if checkpoint.is_file():
-        return torch.load(checkpoint, weights_only=False)["state_dict"]
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    return get_fp32_state_dict_from_zero_checkpoint(checkpoint, tag="checkpoint")
+DDP = {**PLAIN, "trainer.devices": 2, "trainer.strategy": "ddp"}
+STRATEGIES = {"ddp": DDP, **{f"zero-{stage}": zero(stage) for stage in range(4)}}
 
 
 @pytest.fixture(scope="module")
@@ -62,16 +33,16 @@ def single(spear_in, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_zero_takes_the_steps_of_a_single_process(spear_in, single, tmp_path, stage):
-    spear_in(tmp_path, "fit", zero(stage))
-    expected, given = weights(single / "checkpoints/iteration-00003"), weights(tmp_path / "checkpoints/iteration-00003")
-    for name, tensor in expected.items():
-        if name in given:  # tied weights are stored once
-            torch.testing.assert_close(given[name], tensor, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_two_ranks_take_the_steps_of_a_single_process_and_resume_bit_for_bit(spear_in, single, tmp_path, name):
+    spear_in(tmp_path, "fit", STRATEGIES[name])
+    expected, given = (weights(run / "checkpoints/iteration-00003/state") for run in (single, tmp_path))
+    for key, tensor in expected.items():
+        if key in given:  # tied weights are stored once
+            torch.testing.assert_close(given[key], tensor, rtol=1e-5, atol=1e-5)
     assert "policy.model.model.embed_tokens.weight" in given
     for mine, other in zip(curve(tmp_path), curve(single), strict=True):
-        for name in (
+        for metric in (
             "rollout/success",
             "reward/total",
             "update/grad_norm",
@@ -79,30 +50,45 @@ def test_zero_takes_the_steps_of_a_single_process(spear_in, single, tmp_path, st
             "replay/used",
             "replay/p50",
         ):
-            assert float(mine[name]) == pytest.approx(float(other[name]), rel=1e-4), name
+            assert float(mine[metric]) == pytest.approx(float(other[metric]), rel=1e-4), metric
+    stage = None if name == "ddp" else int(name[-1])
     manifest = Manifest.load(tmp_path / "checkpoints/iteration-00003")
     assert (manifest.stage, manifest.world_size, manifest.iteration) == (stage, 2, 3)
-    assert sum("optim_states" in name for name in manifest.files) == 2, "a shard from each rank"
+    shards = sum("optim_states" in file for file in manifest.files)
+    assert shards == (2 if stage else 0), "a shard from each rank, where something is partitioned"
     if stage == 3:
-        for run in (tmp_path, single):
-            export_checkpoint(str(run / "checkpoints/iteration-00003"), str(tmp_path / "exported" / run.name))
-        mine, other = (
-            AutoModelForCausalLM.from_pretrained(tmp_path / "exported" / run.name).eval() for run in (tmp_path, single)
-        )
-        ids = torch.arange(3, 40)[None]
-        torch.testing.assert_close(mine(ids).logits, other(ids).logits, rtol=1e-4, atol=1e-4)
-    if stage > 1:
-        resumed = tmp_path / "resumed"
-        shutil.copytree(tmp_path / "checkpoints/iteration-00002", resumed / "checkpoints/iteration-00002")
-        spear_in(resumed, "fit", zero(stage), "--ckpt_path", "last")
-        assert len(curve(resumed)) == 1, "it went on, and did not start over"
-        mine, other = (
-            {name: value for name, value in curve(run)[-1].items() if value} for run in (resumed, tmp_path)
-        )  # a column that only earlier iterations fill is not there
-        assert mine == other
-        again = weights(resumed / "checkpoints/iteration-00003")
-        for name, tensor in given.items():
-            torch.testing.assert_close(again[name], tensor, rtol=0, atol=0)
+        same_logits_after_export(tmp_path, single)
+
+    resumed = tmp_path / "resumed"
+    shutil.copytree(tmp_path / "checkpoints/iteration-00002", resumed / "checkpoints/iteration-00002")
+    spear_in(resumed, "fit", STRATEGIES[name], "--ckpt_path", "last")
+    assert len(curve(resumed)) == 1, "it went on, and did not start over"
+    mine, other = (
+        {name: value for name, value in curve(run)[-1].items() if value} for run in (resumed, tmp_path)
+    )  # a column that only earlier iterations fill is not there
+    assert mine == other
+    again = weights(resumed / "checkpoints/iteration-00003/state")
+    for key, tensor in given.items():
+        torch.testing.assert_close(again[key], tensor, rtol=0, atol=0)
+    for rank in range(2):
+        mine, other = (replay(run / "checkpoints/iteration-00003", rank) for run in (resumed, tmp_path))
+        assert [entry["key"] for entry in mine] == [entry["key"] for entry in other]
+        for one, another in zip(mine, other, strict=True):
+            assert {**one, "payload": None} == {**another, "payload": None}
+            assert all(torch.equal(one["payload"][field], another["payload"][field]) for field in another["payload"])
+    held = [{entry["key"] for entry in replay(tmp_path / "checkpoints/iteration-00003", rank)} for rank in range(2)]
+    assert any(held)
+    assert not held[0] & held[1]
+
+
+def same_logits_after_export(run: Path, other: Path) -> None:
+    for folder in (run, other):
+        export_checkpoint(str(folder / "checkpoints/iteration-00003"), str(run / "exported" / folder.name))
+    mine, theirs = (
+        AutoModelForCausalLM.from_pretrained(run / "exported" / folder.name).eval() for folder in (run, other)
+    )
+    ids = torch.arange(3, 40)[None]
+    torch.testing.assert_close(mine(ids).logits, theirs(ids).logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +122,7 @@ def test_every_strategy_overlay_composes(spear):
 
 def test_a_rank_that_comes_after_the_time_out_is_an_error(spear):
     """With DeepSpeed's own 30 minutes such a delay would go unnoticed."""
-    late = {"class_path": "tests.integration.late.Late", "init_args": {"seconds": 40}}
-    finished = spear("fit", {**zero(2, timeout="00:00:15"), "trainer.callbacks": [late]}, check=False)
+    late = {"class_path": "tests.integration.late.Late", "init_args": {"seconds": 22}}
+    finished = spear("fit", {**zero(2, timeout="00:00:08"), "trainer.callbacks": [late]}, check=False)
     assert finished.returncode != 0
     assert "timed out" in finished.stderr.lower(), finished.stderr[-3000:]
