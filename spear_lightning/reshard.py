@@ -33,7 +33,6 @@ from spear_lightning.checkpoints import (
 )
 
 _TAG = "checkpoint"
-_UNIVERSAL_TAG = "checkpoint_universal"
 
 
 def reshard_checkpoint(checkpoint: str, directory: str | None = None, workers: int | None = None) -> Path:
@@ -72,7 +71,7 @@ def reshard_checkpoint(checkpoint: str, directory: str | None = None, workers: i
     try:
         arguments = Namespace(
             input_folder=str(source / STATE / _TAG),
-            output_folder=str(partial / STATE / _UNIVERSAL_TAG),
+            output_folder=str(partial / STATE / _TAG),
             num_extract_workers=count,
             num_merge_workers=count,
             keep_temp_folder=False,
