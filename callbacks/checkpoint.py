@@ -33,6 +33,7 @@ from spear_lightning.checkpoints import (
 )
 from spear_lightning.distributed import errors_deferred, first_failure, gather
 from spear_lightning.hooks import RankState
+from spear_lightning.policy import Policy
 
 _PACKAGES = ("spear-lightning", "torch", "lightning", "deepspeed", "transformers")
 _PARTIAL = ".partial-"
@@ -224,6 +225,7 @@ class ShardedCheckpoint(Checkpoint):
     def _manifest(
         self, trainer: pl.Trainer, iteration: int, score: float | None, files: dict[str, StoredFile]
     ) -> Manifest:
+        policy = getattr(trainer.lightning_module, "policy", None)
         return Manifest(
             iteration=iteration,
             written=time.time(),
@@ -233,6 +235,7 @@ class ShardedCheckpoint(Checkpoint):
             versions={name: version(name) for name in _PACKAGES},
             score=score,
             files=files,
+            policy=policy.fingerprint() if isinstance(policy, Policy) else None,
         )
 
     def _write_rank_state(self, trainer: pl.Trainer, folder: Path) -> None:
@@ -282,20 +285,24 @@ class ShardedCheckpoint(Checkpoint):
                 discard(path)
 
 
-def resolve_checkpoint(given: str | os.PathLike[str], trainer: pl.Trainer) -> str | None:
+def resolve_checkpoint(
+    given: str | os.PathLike[str], trainer: pl.Trainer, module: pl.LightningModule | None = None
+) -> str | None:
     """What a ``ckpt_path`` stands for, in a form that the trainer's strategy loads.
 
     Args:
         given: ``last`` or ``best`` of the trainer's :class:`ShardedCheckpoint`, or a path; what is not a checkpoint of
             this kind is handed back as it is.
         trainer: that will load it.
+        module: that it will be loaded into; its policy is compared with the checkpoint's.
 
     Returns:
         The path; ``None`` for ``last`` where nothing has been saved yet, so that a job can always be started the same
         way.
 
     Raises:
-        MisconfigurationException: the checkpoint is not whole, or of another number of ranks; names file and fix.
+        MisconfigurationException: the checkpoint is not whole, or of another number of ranks or another model; names file and
+            fix.
     """
     callback = next((each for each in trainer.checkpoint_callbacks if isinstance(each, ShardedCheckpoint)), None)
     if callback is not None and given in ("last", "best"):
@@ -321,4 +328,6 @@ def resolve_checkpoint(given: str | os.PathLike[str], trainer: pl.Trainer) -> st
             f"{trainer.world_size}: run `spear reshard {found}` first, or set trainer.devices and trainer.num_nodes to "
             "what it had"
         )
+    if manifest.policy is not None and isinstance(module, SpearModule):
+        module.check_policy(manifest.policy)
     return str(found / STATE)

@@ -49,6 +49,7 @@ class Manifest:
         versions: of the packages that wrote it.
         score: of the validation that belongs to it, if there was one.
         files: by path relative to the checkpoint.
+        policy: fingerprint of the policy, where the module has one.
         universal: whether any number of ranks can load it although it is partitioned (``spear reshard``).
     """
 
@@ -60,6 +61,7 @@ class Manifest:
     versions: Mapping[str, str]
     score: float | None
     files: Mapping[str, StoredFile]
+    policy: Mapping[str, str | int] | None = None
     universal: bool = False
 
     @property

@@ -56,7 +56,7 @@ class SpearCLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
         if kwargs.get("ckpt_path") is not None:
-            kwargs["ckpt_path"] = resolve_checkpoint(kwargs["ckpt_path"], self.trainer)
+            kwargs["ckpt_path"] = resolve_checkpoint(kwargs["ckpt_path"], self.trainer, self.model)
         return kwargs
 
 

@@ -12,7 +12,7 @@ manual, because the number of micro-batches varies from step to step.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -345,15 +345,24 @@ class SpearModule(LightningModule, RolloutHooks):
             raise MisconfigurationException(
                 "the checkpoint given as ckpt_path was not written by spear fit: give one of a run's own checkpoints"
             )
-        state, mine = checkpoint["spear"], self.policy.fingerprint()
-        different = [name for name, value in mine.items() if state["policy"].get(name) != value]
+        state = checkpoint["spear"]
+        self.check_policy(state["policy"])
+        self.weight_version = int(state["weight_version"])
+
+    def check_policy(self, found: Mapping[str, str | int]) -> None:
+        """Compare the fingerprint in a checkpoint with that of the policy.
+
+        Raises:
+            MisconfigurationException: they differ; names in what, and the fix.
+        """
+        mine = self.policy.fingerprint()
+        different = [name for name, value in mine.items() if found.get(name) != value]
         if different:
             raise MisconfigurationException(
                 "the checkpoint given as ckpt_path is of another model: "
-                + ", ".join(f"{name} is {state['policy'].get(name)}, here {mine[name]}" for name in different)
+                + ", ".join(f"{name} is {found.get(name)}, here {mine[name]}" for name in different)
                 + "; set model.policy to the one it was trained with, or start without ckpt_path"
             )
-        self.weight_version = int(state["weight_version"])
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -225,6 +225,25 @@ class Policy(nn.Module):
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Policy:
+        """Move or convert the weights, but never round the buffers.
+
+        A model keeps its rotary frequencies as float32 buffers whatever the precision of its weights. ``bf16-true``
+        casts a module as a whole, and frequencies in bfloat16 are off by a radian after a few hundred tokens.
+        """
+        held = [
+            (module, name, buffer)
+            for module in self.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+            if buffer.is_floating_point()
+        ]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for module, name, buffer in held:
+            moved = module.get_buffer(name)
+            if moved.dtype != buffer.dtype:
+                setattr(module, name, buffer.to(moved.device))
+        return self
+
     def fingerprint(self) -> dict[str, str | int]:
         """What tells a checkpoint of this model from one of another model."""
         config = self.causal_lm.config.get_text_config()

@@ -87,6 +87,8 @@ class ZeroStrategy(DeepSpeedStrategy):
                 "of an optimizer step varies here: remove it (data.max_tokens bounds a micro-batch)"
             )
         self.config["managed_gradient_accumulation"] = False
+        # Any optimizer works with offloading; DeepSpeedCPUAdam, which DeepSpeed would insist on, is faster on GPU hosts.
+        self.config.setdefault("zero_force_ds_cpu_optimizer", False)
         self.free_replica = free_replica
         self._replica: Policy | None = None
         self._norm = torch.zeros(())
