@@ -33,6 +33,7 @@ from spear_lightning.checkpoints import (
 )
 from spear_lightning.distributed import errors_deferred, first_failure, gather
 from spear_lightning.hooks import RankState
+from spear_lightning.module import SpearModule
 from spear_lightning.policy import Policy
 
 _PACKAGES = ("spear-lightning", "torch", "lightning", "deepspeed", "transformers")
@@ -301,8 +302,8 @@ def resolve_checkpoint(
         way.
 
     Raises:
-        MisconfigurationException: the checkpoint is not whole, or of another number of ranks or another model; names file and
-            fix.
+        MisconfigurationException: the checkpoint is not whole, or of another number of ranks or another model; names
+            file and fix.
     """
     callback = next((each for each in trainer.checkpoint_callbacks if isinstance(each, ShardedCheckpoint)), None)
     if callback is not None and given in ("last", "best"):

@@ -1,8 +1,8 @@
 """Checkpoints as directories that are complete or absent: what is in one, whether it is whole, and which is the newest.
 
 A checkpoint is a folder with what the training strategy wrote (``state``: a file, or a directory of shards), what each
-rank alone holds (``ranks``: a file a rank) and a manifest of all these files. It is written under a name that is never looked at and published by a rename, so a process
-that is killed at any moment leaves the older ones as they were.
+rank alone holds (``ranks``: a file a rank) and a manifest of all these files. It is written under a name that is never
+looked at and published by a rename, so a process that is killed at any moment leaves the older ones as they were.
 """
 
 from __future__ import annotations

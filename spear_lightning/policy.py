@@ -325,7 +325,7 @@ class Reference(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Reference:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if not self._adapted:
-            self._held[0]._apply(fn, recurse)  # type: ignore[no-untyped-call]
+            self._held[0]._apply(fn, recurse)
         return self
 
 

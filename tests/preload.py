@@ -4,7 +4,7 @@ import os
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 
-import deepspeed  # noqa: E402, F401
-import deepspeed.utils.zero_to_fp32  # noqa: E402, F401
+import deepspeed
+import deepspeed.utils.zero_to_fp32  # noqa: F401
 
-import spear_lightning.cli  # noqa: E402, F401
+import spear_lightning.cli  # noqa: F401

@@ -179,6 +179,16 @@ def test_bfloat16(tiny_policy):
     assert {p.grad.dtype for p in policy.parameters()} == {torch.bfloat16}
 
 
+def test_casting_the_weights_leaves_the_rotary_frequencies(tiny_policy):
+    policy = tiny_policy()
+    before = {name: buffer.clone() for name, buffer in policy.named_buffers()}
+    assert any("inv_freq" in name for name in before)
+    torch.nn.ModuleDict({"policy": policy}).bfloat16()  # as a precision plugin casts the module around it
+    assert {parameter.dtype for parameter in policy.parameters()} == {torch.bfloat16}
+    for name, buffer in policy.named_buffers():
+        torch.testing.assert_close(buffer, before[name], rtol=0, atol=0)
+
+
 def test_fingerprints_tell_models_and_tokenizers_apart(tiny_policy, tiny_model_folder):
     prints = [
         tiny_policy("qwen2").fingerprint(),

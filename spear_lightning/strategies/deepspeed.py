@@ -22,7 +22,6 @@ from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor
-from torch.optim import Optimizer
 
 from spear_lightning.distributed import errors_deferred
 
@@ -87,7 +86,7 @@ class ZeroStrategy(DeepSpeedStrategy):
                 "of an optimizer step varies here: remove it (data.max_tokens bounds a micro-batch)"
             )
         self.config["managed_gradient_accumulation"] = False
-        # Any optimizer works with offloading; DeepSpeedCPUAdam, which DeepSpeed would insist on, is faster on GPU hosts.
+        # Any optimizer works with offloading; DeepSpeed would insist on its CPU Adam, which is faster beside a GPU.
         self.config.setdefault("zero_force_ds_cpu_optimizer", False)
         self.free_replica = free_replica
         self._replica: Policy | None = None
@@ -184,10 +183,6 @@ class ZeroStrategy(DeepSpeedStrategy):
         super()._format_batch_size_and_grad_accum_config()
 
     # --- checkpoints ---------------------------------------------------------------------------------------------
-
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Nothing: DeepSpeed writes its partitions itself, and a copy of them would be held while it does."""
-        return {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Write the shards of all ranks.

@@ -18,6 +18,7 @@ from lightning.pytorch import Callback
 from spear_lightning.callbacks import ShardedCheckpoint
 from spear_lightning.callbacks.checkpoint import resolve_checkpoint
 from spear_lightning.checkpoints import Manifest, complete_checkpoints, problem
+from spear_lightning.module import SpearModule
 from tests.callbacks.tiny import TinyData, TinyModule, make_trainer
 from tests.processes import start
 
@@ -103,7 +104,7 @@ def test_last_before_the_first_checkpoint_starts_from_the_beginning(tmp_path):
     )
 
 
-def test_checkpoints_that_cannot_be_used_are_named(tmp_path):
+def test_checkpoints_that_cannot_be_used_are_named(tmp_path, tiny_policy):
     fit(tmp_path, ShardedCheckpoint(monitor=None))
     folder = tmp_path / "checkpoints/iteration-00004"
     trainer = make_trainer(tmp_path)
@@ -112,6 +113,13 @@ def test_checkpoints_that_cannot_be_used_are_named(tmp_path):
     Manifest(**{**vars(manifest), "stage": 2, "world_size": 3}).save(folder)
     with pytest.raises(MisconfigurationException, match=r"iteration-00004 was written by 3 ranks.*trainer\.devices"):
         resolve_checkpoint(folder, trainer)
+    with pytest.raises(MisconfigurationException, match=r"spear reshard .*iteration-00004"):
+        resolve_checkpoint(folder, trainer)
+    module = SpearModule(tiny_policy())
+    found = {**module.policy.fingerprint(), "tokenizer": "another"}
+    Manifest(**{**vars(manifest), "policy": found}).save(folder)
+    with pytest.raises(MisconfigurationException, match=r"another model: tokenizer is another, here .*model\.policy"):
+        resolve_checkpoint(folder, trainer, module)
     (folder / "state").unlink()
     with pytest.raises(
         MisconfigurationException, match=r"iteration-00004 is not a complete checkpoint.*state is missing"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from spear_lightning.checkpoints import Manifest, complete_checkpoints, problem
-from tests.callbacks.two_ranks import train, train_limited
+from tests.callbacks.two_ranks import measure, train, train_limited
 from tests.processes import start_ranks
 
 pytestmark = pytest.mark.slow
@@ -78,3 +78,13 @@ def test_a_disk_that_is_full_for_one_rank_leaves_the_older_checkpoints(tmp_path,
     else:
         assert codes == [0, 0]
         assert [(tmp_path / f"epochs-{number}.txt").read_text() for number in range(2)] == ["4", "4"]
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_saving_holds_no_copy_of_a_shard(tmp_path, stage):
+    size = 12_000_000
+    ranks = start_ranks(2, measure, tmp_path, stage, size, folder=tmp_path / "printed")
+    assert ranks.join(120) == [0, 0], ranks.printed()
+    shard = 3 * 4 * size // 2  # its half of the weights and of both moments
+    peaks = [int((tmp_path / f"peak-{rank}.txt").read_text()) for rank in range(2)]
+    assert max(peaks) < 0.2 * shard, f"{peaks} bytes for shards of {shard}"

@@ -69,18 +69,43 @@ class Limit(Callback):
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, resource.RLIM_INFINITY))
 
 
+class Measured(ShardedCheckpoint):
+    """Writes down by how many bytes a save raised the process's peak of memory."""
+
+    def _save(self, trainer: Any, iteration: int, score: float | None) -> None:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = _status("VmRSS")
+        super()._save(trainer, iteration, score)
+        folder = Path(trainer.default_root_dir)
+        (folder / f"peak-{trainer.global_rank}.txt").write_text(str(_status("VmHWM") - before))
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+class Adam(Ballast):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+
+def measure(folder: Path, stage: int, size: int) -> None:
+    """Two iterations with Adam; the peak of the second save."""
+    train(folder, stage, module=Adam(size), epochs=2, checkpoint=Measured(monitor=None))
+
+
 def train(
     folder: Path,
     stage: int = 2,
     *,
-    size: int = 400_000,
+    module: Ballast | None = None,
     epochs: int = 1000,
-    keep: int = 2,
-    on_error: Any = "raise",
+    checkpoint: ShardedCheckpoint | None = None,
     callbacks: Any = (),
 ) -> None:
     """Train and save after each iteration; go on from what is there."""
-    checkpoint = ShardedCheckpoint(keep=keep, monitor=None, on_error=on_error)
+    checkpoint = checkpoint or ShardedCheckpoint(monitor=None)
     trainer = make_trainer(
         folder,
         [*callbacks, checkpoint],
@@ -91,10 +116,11 @@ def train(
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer.fit(Ballast(size), datamodule=RankData(), ckpt_path=resolve_checkpoint("last", trainer))
+        trainer.fit(module or Ballast(400_000), datamodule=RankData(), ckpt_path=resolve_checkpoint("last", trainer))
     (folder / f"epochs-{trainer.global_rank}.txt").write_text(str(trainer.current_epoch))
 
 
-def train_limited(folder: Path, on_error: str, rank: int) -> None:
+def train_limited(folder: Path, on_error: Any, rank: int) -> None:
     """Train four iterations, of which the third cannot be saved by one rank."""
-    train(folder, epochs=4, keep=9, on_error=on_error, callbacks=[Limit(rank, 300_000)])
+    checkpoint = ShardedCheckpoint(keep=9, monitor=None, on_error=on_error)
+    train(folder, epochs=4, checkpoint=checkpoint, callbacks=[Limit(rank, 300_000)])

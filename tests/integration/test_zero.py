@@ -11,11 +11,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from transformers import AutoModelForCausalLM
 
-from spear_lightning.checkpoints import Manifest, problem
+from spear_lightning.checkpoints import Manifest
 from spear_lightning.export import export_checkpoint
 from spear_lightning.strategies import check_strategy
 from tests.integration.conftest import ROOT
-from tests.integration.runs import PLAIN, curve, replay, weights, zero
+from tests.integration.runs import ADAM, PLAIN, curve, replay, weights, zero
 
 pytestmark = pytest.mark.slow
 
@@ -89,6 +89,52 @@ def same_logits_after_export(run: Path, other: Path) -> None:
     )
     ids = torch.arange(3, 40)[None]
     torch.testing.assert_close(mine(ids).logits, theirs(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+ONE = {"trainer.max_epochs": 1}
+
+
+def test_offloading_changes_nothing(spear_in, single, tmp_path):
+    spear_in(tmp_path, "fit", {**zero(3, offload_optimizer=True, offload_parameters=True), **ONE})
+    expected, given = (weights(run / "checkpoints/iteration-00001/state") for run in (single, tmp_path))
+    for name in given:
+        torch.testing.assert_close(given[name], expected[name], rtol=1e-5, atol=1e-5)
+    assert float(curve(tmp_path)[0]["update/grad_norm"]) == pytest.approx(
+        float(curve(single)[0]["update/grad_norm"]), rel=1e-4
+    )
+
+
+def test_adapters_with_a_reference_train_the_same_under_stage_3(spear_in, tmp_path):
+    pytest.importorskip("peft")
+    lora = {"model.policy.lora": {"rank": 2}, "model.policy.gradient_checkpointing": True, "model.reference_kl": 0.1}
+    for name, changes in (("single", PLAIN), ("zero", zero(3))):
+        spear_in(tmp_path / name, "fit", {**changes, **lora, **ONE})
+    expected, given = (weights(tmp_path / name / "checkpoints/iteration-00001/state") for name in ("single", "zero"))
+    adapters = [name for name in given if "lora_B" in name]
+    assert any(bool(given[name].any()) for name in adapters), "they start at zero: nothing was trained"
+    for name in given:
+        torch.testing.assert_close(given[name], expected[name], rtol=1e-5, atol=1e-5)
+    mine, other = (float(curve(tmp_path / name)[0]["update/reference_kl"]) for name in ("zero", "single"))
+    assert mine == pytest.approx(other, rel=1e-3)
+    for name in ("single", "zero"):
+        checkpoint = str(tmp_path / name / "checkpoints/iteration-00001")
+        export_checkpoint(checkpoint, str(tmp_path / f"{name}-merged"), merge_lora=True)
+    one, two = (AutoModelForCausalLM.from_pretrained(tmp_path / f"{name}-merged").eval() for name in ("single", "zero"))
+    ids = torch.arange(3, 40)[None]
+    torch.testing.assert_close(one(ids).logits, two(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_trains_and_resumes_bit_for_bit(spear_in, single, tmp_path):
+    changes = {**zero(2), "trainer.precision": "bf16-true", "model.optimizer": ADAM, "trainer.max_epochs": 2}
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    spear_in(whole, "fit", changes)
+    assert float(curve(whole)[0]["update/entropy"]) == pytest.approx(float(curve(single)[0]["update/entropy"]), rel=0.1)
+    shutil.copytree(whole / "checkpoints/iteration-00001", resumed / "checkpoints/iteration-00001")
+    spear_in(resumed, "fit", changes, "--ckpt_path", "last")
+    mine, other = (weights(run / "checkpoints/iteration-00002/state") for run in (resumed, whole))
+    assert all(torch.equal(mine[name], other[name]) for name in other)
+    assert any(tensor.dtype == torch.float32 and bool((tensor != tensor.bfloat16()).any()) for tensor in mine.values())
+    assert float(curve(resumed)[-1]["update/grad_norm"]) == float(curve(whole)[-1]["update/grad_norm"])
 
 
 @pytest.mark.parametrize(
