@@ -13,9 +13,12 @@ from transformers import AutoModelForCausalLM
 
 from spear_lightning.checkpoints import Manifest
 from spear_lightning.export import export_checkpoint
+from spear_lightning.policy import Policy
 from spear_lightning.strategies import check_strategy
+from tests.integration.alternating import train as alternate
 from tests.integration.conftest import ROOT
 from tests.integration.runs import ADAM, PLAIN, curve, replay, weights, zero
+from tests.processes import start_ranks
 
 pytestmark = pytest.mark.slow
 
@@ -89,6 +92,18 @@ def same_logits_after_export(run: Path, other: Path) -> None:
     )
     ids = torch.arange(3, 40)[None]
     torch.testing.assert_close(mine(ids).logits, theirs(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_generation_in_between_leaves_training_bit_for_bit_the_same(tmp_path):
+    """Under stage 3, with ranks that generate for different lengths, the replica freed between phases or kept."""
+    for name, generate, free in (("without", False, True), ("freed", True, True), ("kept", True, False)):
+        ranks = start_ranks(2, alternate, tmp_path / name, generate, free, folder=tmp_path / f"{name}-printed")
+        assert ranks.join(60) == [0, 0], ranks.printed()
+    expected, start = weights(tmp_path / "without/state"), Policy("embedded").state_dict()
+    assert any(not torch.equal(expected[f"policy.{name}"], tensor) for name, tensor in start.items())
+    for name in ("freed", "kept"):
+        given = weights(tmp_path / name / "state")
+        assert all(torch.equal(given[key], tensor) for key, tensor in expected.items()), name
 
 
 ONE = {"trainer.max_epochs": 1}
