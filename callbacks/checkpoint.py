@@ -6,11 +6,11 @@ import os
 import shutil
 import signal
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Literal
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -31,7 +31,8 @@ from spear_lightning.checkpoints import (
     problem,
     publish,
 )
-from spear_lightning.distributed import errors_deferred, first_failure, gather
+from spear_lightning.distributed import gather
+from spear_lightning.failures import errors_deferred, first_failure
 from spear_lightning.hooks import RankState
 from spear_lightning.module import SpearModule
 from spear_lightning.policy import Policy
@@ -60,6 +61,9 @@ class ShardedCheckpoint(Checkpoint):
         mode: whether the best is the largest (``max``) or the smallest (``min``).
         on_error: what to do if a checkpoint cannot be written (disk full): ``raise``, or ``continue`` with a warning.
             The older checkpoints are intact either way.
+
+    Attributes:
+        interrupted: whether SIGTERM has ended training before its last iteration; the same on all ranks.
 
     Raises:
         MisconfigurationException: an argument is out of range; or the directory cannot be written.
@@ -96,7 +100,7 @@ class ShardedCheckpoint(Checkpoint):
         self.monitor, self.mode, self.on_error = monitor, mode, on_error
         self._validated = -1
         self._terminating = False
-        self._handler: Any = None
+        self.interrupted = False
 
     def folder(self, trainer: pl.Trainer) -> Path:
         """Where the checkpoints of a run are."""
@@ -133,13 +137,18 @@ class ShardedCheckpoint(Checkpoint):
                 f"ShardedCheckpoint cannot write to {folder} ({error}): set its directory, or run.directory"
             ) from error
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Nobody has asked for an end yet."""
+        self._terminating = self.interrupted = False
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From now on SIGTERM ends training after the iteration."""
-        self._terminating = False
-        try:
-            self._handler = signal.signal(signal.SIGTERM, self._terminate)
-        except ValueError:  # not the main thread: whoever runs the trainer there handles its signals
-            self._handler = None
+        # In place of Lightning's own handler, which talks to the other ranks whatever they are doing at the moment;
+        # the trainer puts back what was there before either when it is torn down.
+        with suppress(ValueError):  # not the main thread: whoever runs the trainer there handles its signals
+            signal.signal(signal.SIGTERM, self._terminate)
+
+    on_train_start = on_sanity_check_start  # there need not be a sanity check
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember that this iteration has a validation result."""
@@ -166,19 +175,7 @@ class ShardedCheckpoint(Checkpoint):
         if terminating:
             rank_zero_info(f"SIGTERM: saved after iteration {iteration}; --ckpt_path last goes on from here")
             trainer.should_stop = True
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave the signal as it was found."""
-        self._restore_handler()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Leave the signal as it was found."""
-        self._restore_handler()
-
-    def _restore_handler(self) -> None:
-        if self._handler is not None:
-            signal.signal(signal.SIGTERM, self._handler)
-            self._handler = None
+            self.interrupted = iteration != trainer.max_epochs
 
     def _terminate(self, number: int, frame: FrameType | None) -> None:
         self._terminating = True

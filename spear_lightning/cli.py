@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -25,6 +26,8 @@ import spear_lightning.rollout.stepwise
 import spear_lightning.rollout.transcript  # noqa: F401 - imported classes can be named in YAML without their module
 from spear_lightning.callbacks.checkpoint import resolve_checkpoint
 from spear_lightning.datamodule import RolloutDataModule
+from spear_lightning.failures import lost_rank
+from spear_lightning.files import write_atomically
 from spear_lightning.loggers import MetricsCSV
 from spear_lightning.module import SpearModule
 from spear_lightning.strategies import check_strategy
@@ -53,6 +56,23 @@ class SpearCLI(LightningCLI):
         check_strategy(trainer.strategy)
         return trainer
 
+    def before_fit(self) -> None:
+        """A run that goes on is not finished."""
+        self._finished.unlink(missing_ok=True)
+
+    def after_fit(self) -> None:
+        """Leave a file ``finished`` in the run directory, by which a job that is started until then knows.
+
+        Training that SIGTERM has ended before its last iteration leaves none.
+        """
+        interrupted = any(getattr(callback, "interrupted", False) for callback in self.trainer.checkpoint_callbacks)
+        if self.trainer.is_global_zero and not interrupted:
+            write_atomically(self._finished, f"{self.trainer.current_epoch} iterations\n")
+
+    @property
+    def _finished(self) -> Path:
+        return Path(self.trainer.default_root_dir) / "finished"
+
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
         if kwargs.get("ckpt_path") is not None:
@@ -77,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Errors in what the user gave (an unknown key, a missing folder, a checkpoint of another model) end with one message
     and exit status 2; set ``SPEAR_TRACEBACK=1`` to see where they were raised. Anything that fails once training or
-    evaluation has begun keeps its traceback.
+    evaluation has begun keeps its traceback; where that is torch's about a connection, a last line says what it means.
 
     Args:
         arguments: as on the command line; ``None`` takes the process's own.
@@ -113,6 +133,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if started.started or os.environ.get("SPEAR_TRACEBACK") == "1":
             raise
         sys.exit(_fail(error))
+    except RuntimeError as error:
+        lost = lost_rank(error)
+        if lost is None:
+            raise
+        raise lost from error
 
 
 def _fail(error: Exception) -> int:

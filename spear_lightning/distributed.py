@@ -6,8 +6,7 @@ rank that played it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -53,48 +52,3 @@ def total(counts: Mapping[str, float]) -> dict[str, float]:
         for name, value in part.items():
             sums[name] = sums.get(name, 0.0) + value
     return sums
-
-
-def first_failure(step: Callable[[], object]) -> str | None:
-    """Take a step that may fail on some ranks only. Every rank must call it.
-
-    Args:
-        step: must not contain a collective operation that a rank which has failed would not join.
-
-    Returns:
-        The first failure, with the number of its rank, the same on all ranks; ``None`` if there is none.
-    """
-    failure = None
-    try:
-        step()
-    except (OSError, RuntimeError, ValueError) as error:  # torch reports a failed write as RuntimeError
-        failure = f"rank {rank()}: {error}"
-    return next((found for found in gather(failure) if found is not None), None)
-
-
-@contextmanager
-def errors_deferred(owner: Any, method: str) -> Iterator[None]:
-    """Within it a method that cannot write does not raise; the block does so at its end.
-
-    Behind the method other ranks wait for this one: had it raised there, they would wait in vain.
-
-    Args:
-        owner: object of the method.
-        method: its name.
-    """
-    original, failures = getattr(owner, method), []
-
-    def attempt(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return original(*args, **kwargs)
-        except (OSError, RuntimeError) as error:
-            failures.append(error)
-            return None
-
-    setattr(owner, method, attempt)
-    try:
-        yield
-    finally:
-        delattr(owner, method)  # the method of its class shows again
-    if failures:
-        raise failures[0]

@@ -23,7 +23,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor
 
-from spear_lightning.distributed import errors_deferred
+from spear_lightning.failures import errors_deferred
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

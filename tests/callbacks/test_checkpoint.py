@@ -210,6 +210,20 @@ def test_sigterm_finishes_the_iteration_saves_and_ends(tmp_path):
     assert torch.equal(resumed.weight, whole.weight)
 
 
+def test_sigterm_in_the_sanity_check_finishes_the_first_iteration(tmp_path):
+    class Terminate(Callback):
+        def on_validation_start(self, trainer: object, *args: object) -> None:
+            if trainer.sanity_checking:  # type: ignore[attr-defined]
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    callback = ShardedCheckpoint(monitor=None)
+    fit(tmp_path, callback, callbacks=[Terminate()], num_sanity_val_steps=1)
+    assert kept(tmp_path) == [1]
+    assert callback.interrupted
+    fit(tmp_path, callback, max_epochs=1, ckpt_path="last")
+    assert not callback.interrupted
+
+
 def test_bad_settings_are_named(tmp_path):
     for settings, name in (({"keep": 0}, "keep"), ({"every_n_iterations": 0}, "every_n"), ({"mode": "up"}, "mode")):
         with pytest.raises(MisconfigurationException, match=name):
