@@ -10,7 +10,8 @@ from contextlib import nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
+from uuid import uuid4
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -101,6 +102,7 @@ class ShardedCheckpoint(Checkpoint):
         self._validated = -1
         self._terminating = False
         self.interrupted = False
+        self._run = uuid4().hex
 
     def folder(self, trainer: pl.Trainer) -> Path:
         """Where the checkpoints of a run are."""
@@ -111,8 +113,9 @@ class ShardedCheckpoint(Checkpoint):
         return newest_checkpoint(self.folder(trainer))
 
     def best(self, trainer: pl.Trainer) -> Path | None:
-        """The checkpoint of the best validation, which ``ckpt_path: best`` stands for."""
-        return self._best_of(complete_checkpoints(self.folder(trainer)))
+        """The checkpoint of the best validation of the last run, which ``ckpt_path: best`` stands for."""
+        newest = self.newest(trainer)
+        return None if newest is None else self._best_of(self._of_run(Manifest.load(newest).run, self.folder(trainer)))
 
     def due(self, iteration: int, last: int) -> bool:
         """Whether the state after so many iterations is saved, whatever its validation."""
@@ -180,6 +183,14 @@ class ShardedCheckpoint(Checkpoint):
     def _terminate(self, number: int, frame: FrameType | None) -> None:
         self._terminating = True
 
+    def state_dict(self) -> dict[str, Any]:
+        """What tells the checkpoints of this run from those of another in the same folder."""
+        return {"run": self._run}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The run goes on."""
+        self._run = state_dict["run"]
+
     # --- how -----------------------------------------------------------------------------------------------------
 
     def _save(self, trainer: pl.Trainer, iteration: int, score: float | None) -> None:
@@ -232,6 +243,7 @@ class ShardedCheckpoint(Checkpoint):
             stage=getattr(trainer.strategy, "stage", None),
             versions={name: version(name) for name in _PACKAGES},
             score=score,
+            run=self._run,
             files=files,
             policy=policy.fingerprint() if isinstance(policy, Policy) else None,
         )
@@ -264,8 +276,12 @@ class ShardedCheckpoint(Checkpoint):
                 raise OSError(f"it needs about {needed / 2**20:.0f} MiB, but only {free / 2**20:.0f} MiB are free")
 
     def _is_best(self, score: float, folder: Path) -> bool:
-        scores = [known for known, _ in self._scored(complete_checkpoints(folder))]
+        scores = [known for known, _ in self._scored(self._of_run(self._run, folder))]
         return not scores or (score > max(scores) if self.mode == "max" else score < min(scores))
+
+    def _of_run(self, run: str, folder: Path) -> list[Path]:
+        """Its checkpoints, the newest first. Those of another run in the folder are not ours to compare or remove."""
+        return [path for path in complete_checkpoints(folder) if Manifest.load(path).run == run]
 
     def _best_of(self, checkpoints: list[Path]) -> Path | None:
         scored = self._scored(checkpoints)
@@ -276,7 +292,7 @@ class ShardedCheckpoint(Checkpoint):
         return [(score, path) for score, path in pairs if score is not None]
 
     def _prune(self, folder: Path) -> None:
-        newest_first = complete_checkpoints(folder)
+        newest_first = self._of_run(self._run, folder)
         best = None if self.monitor is None else self._best_of(newest_first)
         for path in newest_first[self.keep :]:
             if path != best:

@@ -48,6 +48,7 @@ class Manifest:
         stage: ZeRO stage; ``None`` where nothing is partitioned, and any number of ranks can load it.
         versions: of the packages that wrote it.
         score: of the validation that belongs to it, if there was one.
+        run: names the run, however often it was resumed.
         files: by path relative to the checkpoint.
         policy: fingerprint of the policy, where the module has one.
         universal: whether any number of ranks can load it although it is partitioned (``spear reshard``).
@@ -60,6 +61,7 @@ class Manifest:
     stage: int | None
     versions: Mapping[str, str]
     score: float | None
+    run: str
     files: Mapping[str, StoredFile]
     policy: Mapping[str, str | int] | None = None
     universal: bool = False

@@ -25,7 +25,7 @@ def make(directory: Path, iteration: int, written: float, score: float | None = 
     (partial / "state/latest").write_text("checkpoint")
     (partial / "state/checkpoint/shard.pt").write_bytes(bytes(range(256)) * 40)
     files = describe_files(partial, file_names(partial))
-    Manifest(iteration, written, 2, "ZeroStrategy", 2, {"torch": "2"}, score, files).save(partial)
+    Manifest(iteration, written, 2, "ZeroStrategy", 2, {"torch": "2"}, score, "a run", files).save(partial)
     return publish(partial, directory, iteration)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch.distributed as dist
 
-from spear_lightning import distributed
+from spear_lightning import failures
 from spear_lightning.failures import lost_rank
 
 RESET = "[gloo/transport/tcp/pair.cc:537] Read error [10.77.0.2]:26338: Connection reset by peer."
@@ -28,7 +28,7 @@ LATE = "[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 15000ms for 
     ],
 )
 def test_what_torch_says_is_explained(monkeypatch, error, means):
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(failures, "world_size", lambda: 2)
     explained = lost_rank(error)
     assert explained is not None
     assert means in str(explained)
@@ -37,5 +37,5 @@ def test_what_torch_says_is_explained(monkeypatch, error, means):
 
 def test_other_errors_are_left_alone(monkeypatch):
     assert lost_rank(RuntimeError("the tokenizer's server: connection refused")) is None, "there is no other rank"
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(failures, "world_size", lambda: 2)
     assert lost_rank(RuntimeError("The size of tensor a must match")) is None

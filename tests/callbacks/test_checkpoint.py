@@ -97,6 +97,16 @@ def test_training_goes_on_from_the_newest_whole_checkpoint(tmp_path):
     assert problem(tmp_path / "cut/checkpoints/iteration-00003") is not None, "kept as it is, beside its successor"
 
 
+def test_a_run_started_afresh_in_the_folder_of_another_has_a_best_of_its_own(tmp_path):
+    fit(tmp_path, ShardedCheckpoint(keep=1), Scored((0.1, 0.9)))  # 4 is the best and the newest
+    fit(tmp_path, ShardedCheckpoint(keep=1), Scored((0.1, 0.5, 0.3, 0.2)))
+    assert kept(tmp_path) == [2, 4, 4], "of the older run nothing is removed"
+    trainer = make_trainer(tmp_path, [ShardedCheckpoint()], enable_checkpointing=True)
+    assert resolve_checkpoint("best", trainer) == str(tmp_path / "checkpoints/iteration-00002/state")
+    fit(tmp_path, ShardedCheckpoint(keep=1), Scored((0.1, 0.2, 0.3, 0.4, 0.6)), max_epochs=5, ckpt_path="last")
+    assert kept(tmp_path) == [4, 5], "the run that went on has 5 as its newest and its best"
+
+
 def test_last_before_the_first_checkpoint_starts_from_the_beginning(tmp_path):
     assert torch.equal(
         fit(tmp_path / "a", ShardedCheckpoint(), ckpt_path="last").weight,
