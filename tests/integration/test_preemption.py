@@ -11,8 +11,7 @@ import pytest
 
 from spear_lightning.checkpoints import newest_checkpoint, problem
 from tests.integration.conftest import ROOT, environment, spear_command
-from tests.integration.test_training import curve
-from tests.integration.test_zero import zero
+from tests.integration.runs import curve, zero
 from tests.launchers.slurm import requeued, start_job
 
 pytestmark = pytest.mark.slow
@@ -42,7 +41,7 @@ def test_a_run_that_every_launcher_interrupts_is_the_uninterrupted_one(spear_in,
     spear_in(whole, "fit", settings(whole))
     check_saved(whole, ITERATIONS)
 
-    # Lightning starts the second rank, and only that one is told.
+    # Two processes, of which only the second is told.
     finished = spear_in(run, "fit", settings(run, 1, (1,)), "--ckpt_path", "last")
     assert "SIGTERM: saved after iteration 1" in finished.stdout + finished.stderr
     check_saved(run, 1)

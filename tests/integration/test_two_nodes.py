@@ -14,8 +14,7 @@ import pytest
 
 from tests.integration.conftest import ROOT, environment, spear_command
 from tests.integration.hosts import INTERFACE, Hosts, two_hosts, why_not
-from tests.integration.test_training import curve
-from tests.integration.test_zero import PLAIN, zero
+from tests.integration.runs import PLAIN, curve, zero
 
 TIMEOUT = 20  # seconds, of the run whose cable is cut; long enough for hosts that do not start at the same moment
 REASON = why_not()
