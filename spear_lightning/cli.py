@@ -1,4 +1,4 @@
-"""The command line: ``spear fit | validate | test | predict | warmstart | export``.
+"""The command line: ``spear fit | validate | test | predict | plan | warmstart | export``.
 
 ``fit`` to ``predict`` are a LightningCLI: every argument of trainer, module and data module is a YAML key, and overlays
 are given one after the other (``-c a.yaml -c b.yaml``; later ones win).
@@ -60,6 +60,26 @@ class SpearCLI(LightningCLI):
         return kwargs
 
 
+def make_cli(kind: type[SpearCLI], command: str | None = None, **settings: Any) -> SpearCLI:
+    """A command line over module and data module; making it runs it.
+
+    Args:
+        kind: its class.
+        command: how it is called, for messages; ``None`` is by its subcommand's own name.
+        settings: of the LightningCLI.
+    """
+    usages = {name: {"usage": f"spear {command or name} {USAGE}"} for name in kind.subcommands()}
+    return kind(
+        SpearModule,
+        RolloutDataModule,
+        seed_everything_default=1,
+        save_config_kwargs={"overwrite": True},
+        auto_configure_optimizers=False,
+        parser_kwargs=usages,
+        **settings,
+    )
+
+
 class _Started(Callback):
     """Knows whether the first loop has begun: what fails before that is the user's to mend, not ours."""
 
@@ -95,16 +115,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from spear_lightning.export import main as export
 
             export(given[1:])
+        elif given[:1] == ["plan"]:
+            from spear_lightning.plan import main as plan
+
+            sys.exit(plan(given[1:]))
         else:
-            SpearCLI(
-                SpearModule,
-                RolloutDataModule,
-                seed_everything_default=1,
-                save_config_kwargs={"overwrite": True},
-                trainer_defaults={"callbacks": started},
-                auto_configure_optimizers=False,
-                parser_kwargs={name: {"usage": f"spear {name} {USAGE}"} for name in SpearCLI.subcommands()},
-            )
+            make_cli(SpearCLI, trainer_defaults={"callbacks": started})
     except (MisconfigurationException, ValueError, OSError) as error:
         if started.started or os.environ.get("SPEAR_TRACEBACK") == "1":
             raise

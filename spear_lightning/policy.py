@@ -21,7 +21,8 @@ from spear_lightning.logprobs import (
     chunk_tokens,
 )
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""What ``policy.dtype`` may be."""
 
 
 @dataclass(frozen=True)
@@ -110,12 +111,12 @@ class Policy(nn.Module):
         super().__init__()
         if (model is None) == (config is None):
             raise ValueError("policy: give either policy.model (a folder or hub id) or policy.config (a fresh model)")
-        if dtype not in _DTYPES:
-            raise ValueError(f"policy.dtype must be one of {', '.join(_DTYPES)}, not {dtype!r}")
+        if dtype not in DTYPES:
+            raise ValueError(f"policy.dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
         if chunk_bytes < 1:
             raise ValueError(f"policy.chunk_bytes must be above 0, not {chunk_bytes}")
         self.lora = lora
-        options: dict[str, Any] = {"dtype": _DTYPES[dtype], "attention": attention}
+        options: dict[str, Any] = {"dtype": DTYPES[dtype], "attention": attention}
         if model is not None:
             self.tokenizer = load_tokenizer(tokenizer or model, "policy.tokenizer" if tokenizer else "policy.model")
             causal: Any = load_model(model, "policy.model", **options)
@@ -130,7 +131,7 @@ class Policy(nn.Module):
             if not causal.supports_gradient_checkpointing:
                 raise ValueError(f"policy.gradient_checkpointing: {type(causal).__name__} does not support it")
             causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.model: nn.Module = causal if lora is None else _with_adapters(causal, lora, seed)
+        self.model: nn.Module = causal if lora is None else with_adapters(causal, lora, seed)
         self.chunked = _has_plain_head(causal, attention)
         if self.chunked:
             causal.set_output_embeddings(ChunkedHead.sharing(causal.get_output_embeddings()))
@@ -315,7 +316,17 @@ def reference_of(policy: Policy) -> Reference:
     return Reference(policy)
 
 
-def _with_adapters(causal: PreTrainedModel, lora: LoRA, seed: int) -> nn.Module:
+def with_adapters(causal: PreTrainedModel, lora: LoRA, seed: int) -> nn.Module:
+    """A model with low-rank adapters, its own weights frozen.
+
+    Args:
+        causal: the model; changed in place.
+        lora: settings of the adapters.
+        seed: of their weights.
+
+    Raises:
+        ValueError: peft is not installed, or the model has no such layers.
+    """
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:

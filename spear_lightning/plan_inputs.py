@@ -1,0 +1,305 @@
+"""What a composed configuration says about memory: the model's shape, its numbers, the layout, the workload.
+
+Nothing is started and no weights are read; strategy, optimizer and data module are made, because they know best what
+they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from lightning.fabric.connector import _convert_precision_to_unified_args
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy, StrategyRegistry
+from torch import nn
+from transformers import PreTrainedModel
+
+from spear_lightning.datamodule import RolloutDataModule
+from spear_lightning.engines.base import RolloutEngine
+from spear_lightning.engines.huggingface import HuggingFaceEngine
+from spear_lightning.loading import empty_model, fresh_model, load_tokenizer
+from spear_lightning.memory import Layout, ModelShape, Numbers, Place, Workload
+from spear_lightning.module import OptimizerFactory
+from spear_lightning.policy import DTYPES, LoRA, with_adapters
+from spear_lightning.strategies import ZeroStrategy, check_strategy
+
+_HALF = ("bf16-true", "bf16-mixed", "16-true", "16-mixed", "transformer-engine-float16", "transformer-engine")
+_TRUE = {"bf16-true": 2, "16-true": 2, "64-true": 8}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the formulas take.
+
+    Attributes:
+        model: its shape.
+        numbers: bytes of each kind of number.
+        layout: what the strategy partitions.
+        work: what goes through the model.
+        strategy: that was chosen.
+        nodes: ``trainer.num_nodes``.
+        gpu: whether the devices are GPUs.
+        start: bytes of the whole start policy, which each rank loads into host memory.
+    """
+
+    model: ModelShape
+    numbers: Numbers
+    layout: Layout
+    work: Workload
+    strategy: Strategy
+    nodes: int
+    gpu: bool
+    start: int
+
+
+def read_inputs(config: Namespace, *, given_memory: bool, context: int | None) -> Inputs:
+    """Everything the formulas take, from a configuration as ``spear fit`` composes it.
+
+    Args:
+        config: of the subcommand ``fit``.
+        given_memory: the memory of a device was given, so ``accelerator: auto`` means GPUs even where there is none.
+        context: tokens of the longest sequence; ``None`` takes what agent, engine and model allow.
+
+    Raises:
+        ValueError: a part cannot be made, or there are no formulas for it; the message names the key.
+    """
+    trainer, policy = config.trainer, config.model.policy.init_args
+    gpu = trainer.accelerator in ("gpu", "cuda") or (
+        trainer.accelerator == "auto" and (given_memory or torch.cuda.is_available())
+    )
+    per_node, nodes = _devices(trainer.devices, gpu), int(trainer.num_nodes)
+    strategy = _strategy(trainer.strategy, per_node * nodes)
+    layout = layout_of(strategy, per_node * nodes, per_node)
+    causal = meta_model(policy)
+    factory = _made("model.optimizer", OptimizerFactory, config.model.optimizer)
+    numbers = _numbers(trainer.precision, policy.dtype, isinstance(strategy, ZeroStrategy), layout, factory)
+    model = shape_of(causal)
+    work = _workload(config, _data_module(config), causal, layout.ranks, context)
+    start = model.parameters * DTYPES[policy.dtype].itemsize
+    return Inputs(model, numbers, layout, work, strategy, nodes, gpu, start)
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+def meta_model(policy: Namespace) -> nn.Module:
+    """The policy's model on the meta device, with its adapters.
+
+    Args:
+        policy: the arguments of :class:`spear_lightning.policy.Policy`.
+
+    Raises:
+        ValueError: as the policy itself would, but for what only weights can tell.
+    """
+    if (policy.model is None) == (policy.config is None):
+        raise ValueError("policy: give either policy.model (a folder or hub id) or policy.config (a fresh model)")
+    dtype = DTYPES[policy.dtype]
+    if policy.model is not None:
+        causal = empty_model(policy.model, "policy.model", dtype=dtype)
+    else:
+        tokenizer = load_tokenizer(policy.tokenizer or "", "policy.tokenizer")
+        with torch.device("meta"):
+            causal = fresh_model(policy.config, tokenizer, "policy.config", dtype=dtype, attention="sdpa", seed=0)
+    if policy.lora is None:
+        return causal
+    lora: LoRA = _made("policy.lora", LoRA, policy.lora)
+    with torch.device("meta"):
+        return with_adapters(causal, lora, 0)
+
+
+def shape_of(model: nn.Module) -> ModelShape:
+    """The shape of a Hugging Face causal language model, with or without adapters around it."""
+    causal = model if isinstance(model, PreTrainedModel) else model.get_base_model()  # type: ignore[operator]
+    settings = causal.config.get_text_config()
+    heads = settings.num_attention_heads
+    size = getattr(settings, "head_dim", None) or settings.hidden_size // heads
+    return ModelShape(
+        parameters=sum(p.numel() for p in model.parameters()),
+        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        largest=max(sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules()),
+        layers=settings.num_hidden_layers,
+        hidden=settings.hidden_size,
+        intermediate=getattr(settings, "intermediate_size", None) or 4 * settings.hidden_size,
+        queries=heads * size,
+        keys=(getattr(settings, "num_key_value_heads", None) or heads) * size,
+        heads=heads,
+        vocabulary=settings.vocab_size,
+    )
+
+
+def linear_weights(model: nn.Module) -> int:
+    """Weights of all linear layers but the output head."""
+    causal = model if isinstance(model, PreTrainedModel) else model.get_base_model()  # type: ignore[operator]
+    head = causal.get_output_embeddings()
+    layers = (module for module in model.modules() if isinstance(module, nn.Linear) and module is not head)
+    return sum(layer.weight.numel() for layer in layers)
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def state_per_parameter(factory: OptimizerFactory) -> float:
+    """Numbers of state an optimizer keeps per parameter, found by one step of a small matrix (AdamW: 2)."""
+    weight = nn.Parameter(torch.zeros(64, 64))
+    weight.grad = torch.zeros_like(weight)
+    optimizer = factory([weight])
+    optimizer.step()
+    state = (value for values in optimizer.state.values() for value in values.values())
+    return sum(value.numel() for value in state if isinstance(value, torch.Tensor) and value.dim()) / weight.numel()
+
+
+def _numbers(given: Any, dtype: str, zero: bool, layout: Layout, factory: OptimizerFactory) -> Numbers:
+    precision = _convert_precision_to_unified_args(given) or "32-true"
+    own, half = DTYPES[dtype].itemsize, precision in _HALF
+    if zero:  # DeepSpeed computes in 16 bits for the "mixed" precisions too, without autocast
+        weight = 2 if half else own
+        master = 4 if half or layout.step_gradients else 0
+        state = state_per_parameter(factory) * (4 if master else weight)
+        return Numbers(weight, weight, weight, master, state)
+    weight = _TRUE.get(precision, own)
+    mixed = half and precision not in _TRUE
+    compute = 2 if mixed else weight
+    return Numbers(
+        weight, compute, weight, state=weight * state_per_parameter(factory), cast=2 if mixed and weight > 2 else 0
+    )
+
+
+# --- the strategy -----------------------------------------------------------------------------------------------------
+
+
+@singledispatch
+def layout_of(strategy: Strategy, ranks: int, ranks_per_node: int) -> Layout:
+    """What a strategy partitions, and where.
+
+    Raises:
+        ValueError: there are no formulas for the strategy.
+    """
+    raise ValueError(
+        f"trainer.strategy: spear plan has no formulas for {type(strategy).__name__}: plan with ddp or ZeroStrategy"
+    )
+
+
+@layout_of.register
+def _(strategy: SingleDeviceStrategy, ranks: int, ranks_per_node: int) -> Layout:
+    return Layout.single()
+
+
+@layout_of.register
+def _(strategy: DDPStrategy, ranks: int, ranks_per_node: int) -> Layout:
+    return Layout.ddp(ranks, ranks_per_node, not strategy._ddp_kwargs.get("gradient_as_bucket_view", False))
+
+
+@layout_of.register
+def _(strategy: ZeroStrategy, ranks: int, ranks_per_node: int) -> Layout:
+    assert isinstance(strategy.config, dict)
+    zero = strategy.config["zero_optimization"]
+    places: dict[str, Place] = {"none": "device", "cpu": "host", "nvme": "disk"}
+
+    def place(key: str) -> Place:
+        return places[str((zero.get(key) or {}).get("device", "none"))]
+
+    return Layout.zero(
+        strategy.stage,
+        ranks,
+        ranks_per_node,
+        bucket=int(zero.get("reduce_bucket_size", 500_000_000)),
+        overlap=bool(zero.get("overlap_comm")),
+        live=int(zero.get("stage3_max_live_parameters", 1_000_000_000)),
+        optimizer_place=place("offload_optimizer"),
+        parameter_place=place("offload_param"),
+        free_replica=strategy.free_replica,
+    )
+
+
+def _strategy(given: Any, ranks: int) -> Strategy:
+    if given == "auto":
+        given = "ddp" if ranks > 1 else SingleDeviceStrategy()
+    if isinstance(given, str):
+        if given not in StrategyRegistry:
+            raise ValueError(f"trainer.strategy: Lightning knows no strategy {given!r}; use ddp or ZeroStrategy")
+        given = StrategyRegistry.get(given)
+    strategy: Strategy = _made("trainer.strategy", Strategy, given) if isinstance(given, Namespace) else given
+    check_strategy(strategy)
+    if isinstance(strategy, SingleDeviceStrategy) and ranks > 1:
+        raise ValueError(f"trainer.strategy is for one device, but there are {ranks} ranks: use ddp or ZeroStrategy")
+    return strategy
+
+
+def _devices(given: Any, gpu: bool) -> int:
+    """Ranks on a node, of what ``trainer.devices`` may be: a number, a list, either as text, or ``auto``."""
+    if isinstance(given, str) and given != "auto":
+        pieces = [piece for piece in given.split(",") if piece.strip()]
+        given = int(pieces[0]) if len(pieces) == 1 and "," not in given else pieces
+    if isinstance(given, list):
+        return len(given)
+    if given == "auto" or given == -1:
+        return max(1, torch.cuda.device_count()) if gpu else 1
+    return int(given)
+
+
+# --- the workload -----------------------------------------------------------------------------------------------------
+
+
+@singledispatch
+def sessions_of(engine: RolloutEngine, episodes: int) -> tuple[int, int, int | None]:
+    """What an engine keeps: sequences whose cache stands, sequences decoded together, its own length limit.
+
+    An engine that is not known is taken to keep nothing in this process.
+    """
+    return 0, 0, None
+
+
+@sessions_of.register
+def _(engine: HuggingFaceEngine, episodes: int) -> tuple[int, int, int | None]:
+    decoded = min(episodes, engine.max_batch)
+    return (episodes if engine.keep_cache else decoded), decoded, engine.max_length
+
+
+def _workload(
+    config: Namespace, data: RolloutDataModule, model: nn.Module, ranks: int, context: int | None
+) -> Workload:
+    causal: Any = model if isinstance(model, PreTrainedModel) else model.get_base_model()  # type: ignore[operator]
+    positions = getattr(causal.config.get_text_config(), "max_position_embeddings", None)
+    tasks = -(-data.rollouts.tasks // ranks)  # tasks are dealt over ranks, batches of an evaluation are each rank's own
+    played = tasks * data.rollouts.group_size
+    sequences, decoded, limit = sessions_of(data.engine, max(played, data.evaluation.batch))
+    prompt = getattr(data.agent, "max_prompt_tokens", None)  # where every turn has a prompt of its own
+    own = None if prompt is None else prompt + data.max_response_tokens
+    longest = min(value for value in (context, own, limit, positions, 2**20) if value)
+    policy = config.model.policy.init_args
+    replay = data.replay
+    return Workload(
+        tokens=max(data.max_tokens, longest),  # a longer row has a micro-batch of its own
+        checkpointing=policy.gradient_checkpointing,
+        chunk_bytes=policy.chunk_bytes,
+        reference=config.model.reference_kl > 0 and policy.lora is None,
+        sequences=sequences,
+        sequence_tokens=longest,
+        # A conversation is fed turn by turn: turns of about equal length.
+        prompt_tokens=min(prompt or -(-longest // data.max_turns), longest),
+        played=min(sequences, played),
+        decoded=decoded,
+        replay_entries=0 if replay is None else replay.schedule.limit(replay.capacity),
+        replay_tokens=longest,
+    )
+
+
+def _data_module(config: Namespace) -> RolloutDataModule:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(RolloutDataModule, "data")
+    part = Namespace({"data": config.data})  # type: ignore[no-untyped-call]
+    data: RolloutDataModule = parser.instantiate_classes(part).data
+    return data
+
+
+def _made(key: str, kind: Any, given: Any) -> Any:
+    """An object of a configuration, made of its class path and arguments."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--it", type=kind)
+    try:
+        return parser.instantiate_classes(parser.parse_object({"it": given})).it
+    except Exception as error:
+        raise ValueError(f"{key} cannot be made: {error}") from error
