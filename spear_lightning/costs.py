@@ -59,7 +59,8 @@ def replica_messages(model: ModelShape, numbers: Numbers, layout: Layout) -> int
     return numbers.weight * model.parameters if layout.replica else 0
 
 
-def checkpoint_bytes(model: ModelShape, numbers: Numbers, replay_tokens: int = 0) -> int:
-    """Of all ranks together: weights, master weights, optimizer state, replay."""
+def checkpoint_bytes(model: ModelShape, numbers: Numbers, layout: Layout, replay_tokens: int = 0) -> int:
+    """Of all ranks together: weights, master weights, optimizer state, replay. ZeRO-3 writes the masters alone."""
     trained = int((numbers.master + numbers.state) * model.trainable)
-    return numbers.weight * model.parameters + trained + REPLAY_TOKEN * replay_tokens
+    weights = numbers.weight * model.parameters if layout.parameters == 1 else 0
+    return weights + trained + REPLAY_TOKEN * replay_tokens

@@ -307,6 +307,7 @@ def _parts(model: ModelShape, numbers: Numbers, layout: Layout, work: Workload) 
     # DDP's buckets and ZeRO-3's stay; ZeRO-1's and 2's are made for each backward pass.
     stays = layout.gradient_copy or layout.parameters > 1
     yield Part("communication buckets", communication, phases=always if stays else ("backward",))
+    yield Part("passing gradients", passing_bytes(model, numbers, layout), phases=("backward",))
     if layout.live:
         gathered = numbers.weight * max(model.largest, min(model.parameters, layout.live))
         yield Part("gathered parameters", gathered, phases=("backward",))
@@ -338,20 +339,21 @@ def step_bytes(model: ModelShape, numbers: Numbers, layout: Layout) -> int:
 
 
 def bucket_bytes(model: ModelShape, numbers: Numbers, layout: Layout) -> int:
-    """What communication holds beside the gradients themselves.
-
-    DDP copies all gradients into its buckets: ``b Ψₜ``. ZeRO has buckets of a fixed size, whatever the model's; a
-    gradient larger than a bucket (the embedding's) is sent by itself, and stands beside it until it has been. Stage 2
-    also has the partition of the current micro-batch beside the accumulated one.
-    """
-    if layout.gradient_copy:
-        return numbers.weight * model.trainable
-    elements = layout.buckets * layout.bucket
-    if layout.gradients > 1:
-        elements += min(model.largest, model.trainable)
-    if layout.incoming:
-        elements += model.trainable // layout.gradients
+    """DDP copies all gradients into its buckets: ``b Ψₜ``; ZeRO has buckets of a fixed size, whatever the model's."""
+    elements = model.trainable if layout.gradient_copy else layout.buckets * layout.bucket
     return numbers.weight * elements
+
+
+def passing_bytes(model: ModelShape, numbers: Numbers, layout: Layout) -> int:
+    """Gradients that ZeRO-2 and 3 hold until they are reduced.
+
+    The largest one (the embedding's) may not fit into a bucket and is sent by itself. Stage 2 also has its partition
+    of the current micro-batch beside the accumulated one.
+    """
+    if layout.gradients == 1:
+        return 0
+    accumulated = -(-model.trainable // layout.gradients) if layout.incoming else 0
+    return numbers.weight * (min(model.largest, model.trainable) + accumulated)
 
 
 def layer_bytes(model: ModelShape, numbers: Numbers, tokens: int) -> int:

@@ -75,7 +75,7 @@ def read_inputs(config: Namespace, *, given_memory: bool, context: int | None) -
     layout = layout_of(strategy, per_node * nodes, per_node)
     causal = meta_model(policy)
     factory = _made("model.optimizer", OptimizerFactory, config.model.optimizer)
-    numbers = _numbers(trainer.precision, policy.dtype, isinstance(strategy, ZeroStrategy), layout, factory)
+    numbers = numbers_of(trainer.precision, policy.dtype, strategy, factory)
     model = shape_of(causal)
     work = _workload(config, _data_module(config), causal, layout.ranks, context)
     start = model.parameters * DTYPES[policy.dtype].itemsize
@@ -151,12 +151,23 @@ def state_per_parameter(factory: OptimizerFactory) -> float:
     return sum(value.numel() for value in state if isinstance(value, torch.Tensor) and value.dim()) / weight.numel()
 
 
-def _numbers(given: Any, dtype: str, zero: bool, layout: Layout, factory: OptimizerFactory) -> Numbers:
-    precision = _convert_precision_to_unified_args(given) or "32-true"
+def numbers_of(precision: Any, dtype: str, strategy: Strategy, factory: OptimizerFactory) -> Numbers:
+    """Bytes of each kind of number.
+
+    Args:
+        precision: ``trainer.precision``.
+        dtype: ``policy.dtype``.
+        strategy: ZeRO steps on a float32 copy of the weights, of float32 weights too.
+        factory: makes the optimizer.
+
+    Raises:
+        ValueError: Lightning knows no such precision.
+    """
+    precision = _convert_precision_to_unified_args(precision) or "32-true"
     own, half = DTYPES[dtype].itemsize, precision in _HALF
-    if zero:  # DeepSpeed computes in 16 bits for the "mixed" precisions too, without autocast
+    if isinstance(strategy, ZeroStrategy):  # 16-bit weights for the "mixed" precisions too, without autocast
         weight = 2 if half else own
-        master = 4 if half or layout.step_gradients else 0
+        master = 4 if half or strategy.stage else 0
         state = state_per_parameter(factory) * (4 if master else weight)
         return Numbers(weight, weight, weight, master, state)
     weight = _TRUE.get(precision, own)

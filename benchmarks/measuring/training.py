@@ -1,22 +1,16 @@
-"""One measured run: real updates of a fresh model on synthetic rows, under one strategy, and bytes of each part.
-
-    python -m measuring.training CASE.json FOLDER
-
-Lightning starts the other ranks with the same command; each rank writes ``FOLDER/rank-K.json``.
-"""
+"""One measured run: real updates of a fresh model on synthetic rows, under one strategy, and the bytes of each part."""
 
 from __future__ import annotations
 
 import json
 import logging
-import sys
+import shutil
 import warnings
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
@@ -25,7 +19,7 @@ from torch.optim import AdamW
 from torch.utils.flop_counter import FlopCounterMode
 
 from measuring.counters import AllocationPeak, MessageCounter, SavedActivations, storage_bytes
-from spear_lightning.distributed import rank, world_size
+from spear_lightning.distributed import rank
 from spear_lightning.engines.base import Request, Sampling
 from spear_lightning.engines.huggingface import HuggingFaceEngine
 from spear_lightning.module import SpearModule
@@ -76,7 +70,7 @@ class Case:
     lora: int = 0
     chunk_bytes: int = 4 << 20
 
-    def make_strategy(self) -> Strategy | str:
+    def make_strategy(self) -> Strategy:
         """The strategy as the trainer takes it."""
         if self.strategy.startswith("zero"):
             stage = int(self.strategy[-1])
@@ -144,9 +138,12 @@ class MeasuredModule(SpearModule):
         partitioned = self._stage == 3
         held = [getattr(p, "ds_tensor", p) for p in parameters] if partitioned else parameters
         self.found["parameters"] = storage_bytes(held)
-        acting = self.acting_policy()
-        self.found["replica"] = 0 if acting is self.policy else storage_bytes(acting.parameters())
-        self.found["cache"] = self._cache_bytes(acting)
+        counter = MessageCounter()
+        with counter:
+            acting = self.acting_policy()
+        self.found["messages of the replica"] = sum(counter.bytes.values())
+        self.found["generation replica"] = 0 if acting is self.policy else storage_bytes(acting.parameters())
+        self.found["generation cache"] = self._cache_bytes(acting)
         self.release_acting_policy()
 
     def _cache_bytes(self, acting: Policy) -> int:
@@ -172,15 +169,19 @@ class MeasuredModule(SpearModule):
             super().training_step(minibatch, batch_idx)
             self._after_step()
             return
-        # The allocation profile is of one micro-batch and its step; counting modes would add to it.
+        # The same update twice: counted, and then profiled, because counting would add to the allocations.
         counter, flops, peak = MessageCounter(), FlopCounterMode(display=False), AllocationPeak()
         with counter, flops:
             super().training_step(minibatch, batch_idx)
         self._after_step()
+        # Gradients that the profiler has not seen come it does not see go: they are let go before.
+        self.optimizers().zero_grad()
+        standing = self.found["parameters"] + self.found["optimizer"] + storage_bytes(self._gradients())
+        standing += self._bucket_bytes()
         with peak.watching():
             super().training_step(minibatch, batch_idx)
-        self.found["flops"] = flops.get_total_flops()
-        self.found["peak"] = peak.peak
+        self.found["operations of an update"] = flops.get_total_flops()
+        self.found["peak of an update"] = standing + peak.peak
         self.messages = dict(counter.bytes)
 
     def _forward_pass(self, *args: Any, **kwargs: Any) -> Any:
@@ -192,7 +193,7 @@ class MeasuredModule(SpearModule):
 
     def _step(self, optimizer: Any) -> Any:
         self.found["gradients"] = storage_bytes(self._gradients())
-        self.found["buckets"] = self._bucket_bytes()
+        self.found["communication buckets"] = self._bucket_bytes()
         return super()._step(optimizer)
 
     def _gradients(self) -> Iterator[torch.Tensor | None]:
@@ -208,8 +209,7 @@ class MeasuredModule(SpearModule):
     def _bucket_bytes(self) -> int:
         model: Any = self.trainer.strategy.model
         if hasattr(model, "reducer"):  # DDP
-            sizes = str(model.reducer._get_zeros_like_grad_buckets and model._get_ddp_logging_data()["bucket_sizes"])
-            return sum(int(size) for size in sizes.split(",") if size.strip())
+            return storage_bytes(bucket.buffer() for bucket in model.reducer._get_zeros_like_grad_buckets())
         buckets = getattr(getattr(model, "optimizer", None), "ipg_buckets", {})
         buffers = []
         for bucket in buckets.values():
@@ -230,10 +230,13 @@ class MeasuredModule(SpearModule):
         self.found["optimizer"] = storage_bytes([*moments, *masters])
 
 
-def main() -> None:
-    """Run the case, write what this rank has found."""
-    case = Case(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
-    folder = Path(sys.argv[2])
+def run(case: Case, folder: Path) -> None:
+    """Run a case in this process, as one of its ranks.
+
+    Args:
+        case: what is run.
+        folder: ``rank-K.json`` with what this rank has found is written there.
+    """
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     policy = Policy(
@@ -244,7 +247,7 @@ def main() -> None:
         attention=case.attention,
         lora=LoRA(rank=case.lora) if case.lora else None,
     )
-    module = MeasuredModule(case, policy=policy, optimizer=lambda parameters: AdamW(parameters, lr=1e-4))
+    module = MeasuredModule(case, policy=policy, optimizer=make_optimizer)
     trainer = Trainer(
         accelerator="cpu",
         devices=case.ranks,
@@ -255,12 +258,24 @@ def main() -> None:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        default_root_dir=folder,
     )
     trainer.fit(module, Rows(case))
-    result = {"case": asdict(case), "world_size": world_size(), "bytes": module.found, "messages": module.messages}
-    (folder / f"rank-{rank()}.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    checkpoint = folder / "checkpoint"
+    trainer.save_checkpoint(checkpoint)
+    module.found["checkpoint"] = _size(checkpoint)
+    trainer.strategy.barrier()
+    if rank() == 0:
+        shutil.rmtree(checkpoint) if checkpoint.is_dir() else checkpoint.unlink()
+    result = {"bytes": module.found, "messages": module.messages}
+    (folder / f"rank-{rank()}.json").write_text(json.dumps(result), encoding="utf-8")
 
 
-if __name__ == "__main__":
-    pl.seed_everything(1, verbose=False)
-    main()
+def make_optimizer(parameters: Iterable[torch.nn.Parameter]) -> AdamW:
+    """The optimizer of every case."""
+    return AdamW(parameters, lr=1e-4)
+
+
+def _size(path: Path) -> int:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
