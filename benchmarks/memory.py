@@ -30,9 +30,11 @@ from measuring.training import TOKENIZER, Case, make_optimizer, run
 from spear_lightning.costs import checkpoint_bytes, replica_messages, update_flops, update_messages
 from spear_lightning.files import write_atomically
 from spear_lightning.loading import fresh_model, load_tokenizer
-from spear_lightning.memory import Workload, cache_bytes, cache_columns, plan_memory
-from spear_lightning.plan_inputs import layout_of, linear_weights, numbers_of, shape_of
+from spear_lightning.memory import cache_bytes, cache_columns, plan_memory
+from spear_lightning.plan_inputs import linear_weights, numbers_of, shape_of
+from spear_lightning.plan_strategies import layout_of
 from spear_lightning.policy import LoRA, with_adapters
+from spear_lightning.run_shape import Workload
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = {
@@ -169,6 +171,10 @@ def markdown(results: dict[str, list[Figure]], machine: dict[str, Any]) -> str:
         by_name = {figure.name: figure for figure in figures}
         cells = [_cell(by_name.get(name)) for name in names]
         lines.append(f"| {case} | " + " | ".join(cells) + " |")
+    lines += ["", "| quantity | cases | lowest ratio | highest ratio |", "|---|---:|---:|---:|"]
+    for name in names:
+        ratios = [figure.ratio for figures in results.values() for figure in figures if figure.name == name]
+        lines.append(f"| {name} | {len(ratios)} | {min(ratios):.2f} | {max(ratios):.2f} |")
     return "\n".join(lines) + "\n"
 
 

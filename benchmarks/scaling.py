@@ -21,8 +21,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from spear_lightning.costs import checkpoint_bytes, replica_messages, update_flops, update_messages
 from spear_lightning.files import write_atomically
-from spear_lightning.memory import Layout, MemoryPlan, ModelShape, Numbers, Workload, plan_memory, replay_bytes
+from spear_lightning.memory import MemoryPlan, plan_memory, replay_bytes
 from spear_lightning.plan_inputs import linear_weights, shape_of
+from spear_lightning.run_shape import Layout, ModelShape, Numbers, Workload
 
 ROOT = Path(__file__).resolve().parents[1]
 NODES = (1, 2, 4, 8, 16, 32, 64)
@@ -96,7 +97,7 @@ SETTINGS = (
     Setting("ZeRO-2", ZERO, _zero(2)),
     Setting("ZeRO-3", ZERO, _zero(3)),
     Setting("ZeRO-3, 8 episodes", ZERO, _zero(3), FEW),
-    Setting("the same, optimizer in RAM", ZERO, _zero(3, optimizer_place="host"), FEW),
+    Setting("ZeRO-3, 8 episodes, optimizer in RAM", ZERO, _zero(3, optimizer_place="host"), FEW),
 )
 
 
@@ -170,8 +171,7 @@ def draw(models: dict[str, ModelShape]) -> bytes:
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (name, model) in zip(figure.subplots(1, len(models)), models.items(), strict=True):
-        axes.axhline(CAPACITY, color="#888888", linestyle="--", linewidth=1)
-        axes.text(NODES[0], CAPACITY * 0.97, "80 GiB", color="#666666", va="top", fontsize=9)
+        axes.axhline(CAPACITY, color="#888888", linestyle="--", linewidth=1.2, label=f"{CAPACITY} GiB")
         for setting, colour, marker in zip(SETTINGS, colours, "osD^vP", strict=True):
             peaks = [setting.plan(model, nodes).peak / GIB for nodes in NODES]
             axes.plot(NODES, peaks, color=colour, marker=marker, markersize=5, linewidth=1.5, label=setting.name)
@@ -185,7 +185,7 @@ def draw(models: dict[str, ModelShape]) -> bytes:
         axes.grid(axis="y", alpha=0.25)
     figure.axes[0].set_ylabel("GiB of a GPU, in the phase that needs most")
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
+    figure.legend(handles, labels, loc="outside lower center", ncols=7, frameon=False, fontsize=9)
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=130)
     return buffer.getvalue()

@@ -5,7 +5,8 @@ Measured against counters by ``benchmarks/memory.py``; the notation is that of :
 
 from __future__ import annotations
 
-from spear_lightning.memory import REPLAY_TOKEN, Layout, ModelShape, Numbers
+from spear_lightning.memory import REPLAY_TOKEN
+from spear_lightning.run_shape import Layout, ModelShape, Numbers
 
 
 def update_flops(model: ModelShape, matrices: int, tokens: int, length: int, checkpointing: bool) -> float:

@@ -200,6 +200,8 @@ def _print(
         mine = model_states(plan_on_device(situation))
         line = f"Model states alone: {_gib(mine)}; DeepSpeed's own estimate (16-bit weights, Adam): {_gib(estimate)}"
         console.print(line, highlight=False, soft_wrap=True)
+    for note in inputs.notes:
+        console.print(f"Note: {note}", highlight=False, soft_wrap=True)
     console.print(_verdict(situation), style="green" if situation.fits else "red", highlight=False, soft_wrap=True)
     for remedy in found:
         console.print(f"  would fit with {remedy.change} ({_gib(remedy.needed)})", highlight=False, soft_wrap=True)
@@ -240,6 +242,7 @@ def _record(inputs: Inputs, situation: Situation, estimate: int | None, found: S
         "host_of_a_node": plan.host,
         "start_of_a_node": situation.layout.ranks_per_node * inputs.start,
         "deepspeed_model_states": estimate,
+        "notes": list(inputs.notes),
         "remedies": [vars(remedy) for remedy in found],
     }
 

@@ -6,6 +6,7 @@ they are.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.connector import _convert_precision_to_unified_args
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy, StrategyRegistry
+from lightning.pytorch.strategies import Strategy
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -21,10 +22,11 @@ from spear_lightning.datamodule import RolloutDataModule
 from spear_lightning.engines.base import RolloutEngine
 from spear_lightning.engines.huggingface import HuggingFaceEngine
 from spear_lightning.loading import empty_model, fresh_model, load_tokenizer
-from spear_lightning.memory import Layout, ModelShape, Numbers, Place, Workload
 from spear_lightning.module import OptimizerFactory
+from spear_lightning.plan_strategies import layout_of, made, make_strategy, ranks_of_a_node
 from spear_lightning.policy import DTYPES, LoRA, with_adapters
-from spear_lightning.strategies import ZeroStrategy, check_strategy
+from spear_lightning.run_shape import Layout, ModelShape, Numbers, Workload
+from spear_lightning.strategies import ZeroStrategy
 
 _HALF = ("bf16-true", "bf16-mixed", "16-true", "16-mixed", "transformer-engine-float16", "transformer-engine")
 _TRUE = {"bf16-true": 2, "16-true": 2, "64-true": 8}
@@ -43,6 +45,7 @@ class Inputs:
         nodes: ``trainer.num_nodes``.
         gpu: whether the devices are GPUs.
         start: bytes of the whole start policy, which each rank loads into host memory.
+        notes: what the figures do not say.
     """
 
     model: ModelShape
@@ -53,6 +56,7 @@ class Inputs:
     nodes: int
     gpu: bool
     start: int
+    notes: tuple[str, ...] = ()
 
 
 def read_inputs(config: Namespace, *, given_memory: bool, context: int | None) -> Inputs:
@@ -70,16 +74,31 @@ def read_inputs(config: Namespace, *, given_memory: bool, context: int | None) -
     gpu = trainer.accelerator in ("gpu", "cuda") or (
         trainer.accelerator == "auto" and (given_memory or torch.cuda.is_available())
     )
-    per_node, nodes = _devices(trainer.devices, gpu), int(trainer.num_nodes)
-    strategy = _strategy(trainer.strategy, per_node * nodes)
+    per_node, nodes = ranks_of_a_node(trainer.devices, gpu), int(trainer.num_nodes)
+    strategy = make_strategy(trainer.strategy, per_node * nodes)
     layout = layout_of(strategy, per_node * nodes, per_node)
     causal = meta_model(policy)
-    factory = _made("model.optimizer", OptimizerFactory, config.model.optimizer)
+    factory = made("model.optimizer", OptimizerFactory, config.model.optimizer)
     numbers = numbers_of(trainer.precision, policy.dtype, strategy, factory)
     model = shape_of(causal)
     work = _workload(config, _data_module(config), causal, layout.ranks, context)
     start = model.parameters * DTYPES[policy.dtype].itemsize
-    return Inputs(model, numbers, layout, work, strategy, nodes, gpu, start)
+    notes = tuple(_notes(strategy, layout, config))
+    return Inputs(model, numbers, layout, work, strategy, nodes, gpu, start, notes)
+
+
+def _notes(strategy: Strategy, layout: Layout, config: Namespace) -> Iterator[str]:
+    name = getattr(config.model.optimizer, "class_path", "")
+    if layout.optimizer_place != "device" and not name.endswith("DeepSpeedCPUAdam"):
+        assert isinstance(strategy, ZeroStrategy)
+        assert isinstance(strategy.config, dict)
+        if strategy.config.get("zero_force_ds_cpu_optimizer", True):
+            yield (
+                f"DeepSpeed refuses {name} with offload_optimizer: set model.optimizer to "
+                "deepspeed.ops.adam.DeepSpeedCPUAdam, or zero_force_ds_cpu_optimizer to false in its own config"
+            )
+    if config.model.policy.init_args.attention == "eager":
+        yield "policy.attention is eager: the scores it keeps, heads times length a token and layer, are not planned"
 
 
 # --- the model --------------------------------------------------------------------------------------------------------
@@ -105,7 +124,7 @@ def meta_model(policy: Namespace) -> nn.Module:
             causal = fresh_model(policy.config, tokenizer, "policy.config", dtype=dtype, attention="sdpa", seed=0)
     if policy.lora is None:
         return causal
-    lora: LoRA = _made("policy.lora", LoRA, policy.lora)
+    lora: LoRA = made("policy.lora", LoRA, policy.lora)
     with torch.device("meta"):
         return with_adapters(causal, lora, 0)
 
@@ -142,11 +161,18 @@ def linear_weights(model: nn.Module) -> int:
 
 
 def state_per_parameter(factory: OptimizerFactory) -> float:
-    """Numbers of state an optimizer keeps per parameter, found by one step of a small matrix (AdamW: 2)."""
+    """Numbers of state an optimizer keeps per parameter, found by one step of a small matrix (AdamW: 2).
+
+    Raises:
+        ValueError: the optimizer cannot make the step.
+    """
     weight = nn.Parameter(torch.zeros(64, 64))
     weight.grad = torch.zeros_like(weight)
-    optimizer = factory([weight])
-    optimizer.step()
+    try:
+        optimizer = factory([weight])
+        optimizer.step()
+    except Exception as error:  # whatever an optimizer of somebody else's makes of it
+        raise ValueError(f"model.optimizer cannot be tried out: {error}") from error
     state = (value for values in optimizer.state.values() for value in values.values())
     return sum(value.numel() for value in state if isinstance(value, torch.Tensor) and value.dim()) / weight.numel()
 
@@ -176,79 +202,6 @@ def numbers_of(precision: Any, dtype: str, strategy: Strategy, factory: Optimize
     return Numbers(
         weight, compute, weight, state=weight * state_per_parameter(factory), cast=2 if mixed and weight > 2 else 0
     )
-
-
-# --- the strategy -----------------------------------------------------------------------------------------------------
-
-
-@singledispatch
-def layout_of(strategy: Strategy, ranks: int, ranks_per_node: int) -> Layout:
-    """What a strategy partitions, and where.
-
-    Raises:
-        ValueError: there are no formulas for the strategy.
-    """
-    raise ValueError(
-        f"trainer.strategy: spear plan has no formulas for {type(strategy).__name__}: plan with ddp or ZeroStrategy"
-    )
-
-
-@layout_of.register
-def _(strategy: SingleDeviceStrategy, ranks: int, ranks_per_node: int) -> Layout:
-    return Layout.single()
-
-
-@layout_of.register
-def _(strategy: DDPStrategy, ranks: int, ranks_per_node: int) -> Layout:
-    return Layout.ddp(ranks, ranks_per_node, not strategy._ddp_kwargs.get("gradient_as_bucket_view", False))
-
-
-@layout_of.register
-def _(strategy: ZeroStrategy, ranks: int, ranks_per_node: int) -> Layout:
-    assert isinstance(strategy.config, dict)
-    zero = strategy.config["zero_optimization"]
-    places: dict[str, Place] = {"none": "device", "cpu": "host", "nvme": "disk"}
-
-    def place(key: str) -> Place:
-        return places[str((zero.get(key) or {}).get("device", "none"))]
-
-    return Layout.zero(
-        strategy.stage,
-        ranks,
-        ranks_per_node,
-        bucket=int(zero.get("reduce_bucket_size", 500_000_000)),
-        overlap=bool(zero.get("overlap_comm")),
-        live=int(zero.get("stage3_max_live_parameters", 1_000_000_000)),
-        optimizer_place=place("offload_optimizer"),
-        parameter_place=place("offload_param"),
-        free_replica=strategy.free_replica,
-    )
-
-
-def _strategy(given: Any, ranks: int) -> Strategy:
-    if given == "auto":
-        given = "ddp" if ranks > 1 else SingleDeviceStrategy()
-    if isinstance(given, str):
-        if given not in StrategyRegistry:
-            raise ValueError(f"trainer.strategy: Lightning knows no strategy {given!r}; use ddp or ZeroStrategy")
-        given = StrategyRegistry.get(given)
-    strategy: Strategy = _made("trainer.strategy", Strategy, given) if isinstance(given, Namespace) else given
-    check_strategy(strategy)
-    if isinstance(strategy, SingleDeviceStrategy) and ranks > 1:
-        raise ValueError(f"trainer.strategy is for one device, but there are {ranks} ranks: use ddp or ZeroStrategy")
-    return strategy
-
-
-def _devices(given: Any, gpu: bool) -> int:
-    """Ranks on a node, of what ``trainer.devices`` may be: a number, a list, either as text, or ``auto``."""
-    if isinstance(given, str) and given != "auto":
-        pieces = [piece for piece in given.split(",") if piece.strip()]
-        given = int(pieces[0]) if len(pieces) == 1 and "," not in given else pieces
-    if isinstance(given, list):
-        return len(given)
-    if given == "auto" or given == -1:
-        return max(1, torch.cuda.device_count()) if gpu else 1
-    return int(given)
 
 
 # --- the workload -----------------------------------------------------------------------------------------------------
@@ -304,13 +257,3 @@ def _data_module(config: Namespace) -> RolloutDataModule:
     part = Namespace({"data": config.data})  # type: ignore[no-untyped-call]
     data: RolloutDataModule = parser.instantiate_classes(part).data
     return data
-
-
-def _made(key: str, kind: Any, given: Any) -> Any:
-    """An object of a configuration, made of its class path and arguments."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--it", type=kind)
-    try:
-        return parser.instantiate_classes(parser.parse_object({"it": given})).it
-    except Exception as error:
-        raise ValueError(f"{key} cannot be made: {error}") from error

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from spear_lightning.memory import Layout, MemoryPlan, ModelShape, Numbers, Workload, plan_memory
+from spear_lightning.memory import MemoryPlan, plan_memory
+from spear_lightning.run_shape import Layout, ModelShape, Numbers, Workload
 
 _MOST_NODES = 64
 
@@ -108,7 +109,9 @@ def _changes(now: Situation) -> Iterator[tuple[str, Situation]]:
             yield f"-c configs/strategy/zero{stage}.yaml", _at_stage(now, stage)
     if now.zero and now.gpu and now.layout.optimizer_place == "device":
         layout = replace(now.layout, optimizer_place="host")
-        yield "--trainer.strategy.init_args.offload_optimizer true", replace(now, layout=layout)
+        # Without DeepSpeed's own optimizer it refuses to offload.
+        change = "--trainer.strategy.init_args.offload_optimizer true (with deepspeed.ops.adam.DeepSpeedCPUAdam)"
+        yield change, replace(now, layout=layout)
     if now.zero == 3 and now.gpu and now.layout.parameter_place == "device":
         layout = replace(now.layout, parameter_place="host")
         yield "--trainer.strategy.init_args.offload_parameters true", replace(now, layout=layout)

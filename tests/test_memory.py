@@ -10,10 +10,6 @@ from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem
 
 from spear_lightning.costs import checkpoint_bytes, generation_flops, replica_messages, update_flops, update_messages
 from spear_lightning.memory import (
-    Layout,
-    ModelShape,
-    Numbers,
-    Workload,
     activation_bytes,
     cache_bytes,
     cache_columns,
@@ -22,6 +18,7 @@ from spear_lightning.memory import (
     replay_bytes,
     temporary_bytes,
 )
+from spear_lightning.run_shape import Layout, ModelShape, Numbers, Workload
 
 # Ψ = 1000 in round numbers; the parts need not add up.
 TINY = ModelShape(

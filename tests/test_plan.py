@@ -115,6 +115,7 @@ def test_nodes_offloading_and_precision_are_read(plan, qwen):
     assert four["ranks"] == 32
     assert parts(four)["optimizer"] == pytest.approx(parts(one)["optimizer"] / 4, abs=1)
     _, _, offloaded = plan(*common, "--trainer.strategy.init_args.offload_optimizer=true")
+    assert any("DeepSpeedCPUAdam" in note for note in offloaded["notes"])
     places = {part["name"]: part["place"] for part in offloaded["parts"]}
     assert places["optimizer"] == "host"
     assert offloaded["host_of_a_node"] > one["host_of_a_node"]
