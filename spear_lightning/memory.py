@@ -23,7 +23,7 @@ PHASES: tuple[Phase, ...] = ("generation", "backward", "step")
 """Of an iteration: episodes are played; gradients are computed; the optimizer steps."""
 
 REPLAY_TOKEN = 4 + 1 + 4 + 4 + 2
-"""Bytes of a replayed token: id, mask, log-probability, advantage, turn (:class:`spear_lightning.rollout.episode.Row`)."""
+"""Bytes of a replayed token: id, mask, log-probability, advantage, turn (``spear_lightning.rollout.episode.Row``)."""
 
 PREFILL_TOKENS = 16_384
 """Tokens that the engine feeds at once at most (:func:`spear_lightning.engines.batches.similar_lengths`)."""
@@ -92,8 +92,8 @@ class MemoryPlan:
 def plan_memory(model: ModelShape, numbers: Numbers, layout: Layout, work: Workload) -> MemoryPlan:
     """The memory of one rank, by part.
 
-    What it leaves out: the CUDA context and the libraries' workspaces (about a GiB), fragmentation, the rollouts of the
-    current iteration on the host.
+    What it leaves out: what CUDA and its libraries take for themselves, fragmentation, the rollouts of the current
+    iteration on the host.
 
     Args:
         model: its shape.

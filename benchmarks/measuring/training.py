@@ -223,11 +223,12 @@ class MeasuredModule(SpearModule):
         masters = getattr(optimizer, "single_partition_of_fp32_groups", None)
         masters = masters or getattr(optimizer, "fp32_partitioned_groups_flat", None) or []
         state = getattr(optimizer, "optimizer", optimizer).state
-        own = {p.untyped_storage().data_ptr() for p in self.policy.parameters()}
+        # Under ZeRO-3 the float32 weights may be the partitioned parameters themselves.
+        weights = [getattr(p, "ds_tensor", p) for p in self.policy.parameters()]
+        own = {weight.untyped_storage().data_ptr() for weight in weights}
         moments = [t for values in state.values() for t in values.values() if isinstance(t, torch.Tensor) and t.dim()]
-        moments = [t for t in moments if t.untyped_storage().data_ptr() not in own]
-        self.found["masters"] = storage_bytes(masters)
-        self.found["optimizer"] = storage_bytes([*moments, *masters])
+        kept = [t for t in (*moments, *masters) if t.untyped_storage().data_ptr() not in own]
+        self.found["optimizer"] = storage_bytes(kept)
 
 
 def run(case: Case, folder: Path) -> None:
