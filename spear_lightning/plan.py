@@ -25,7 +25,7 @@ from rich.table import Table
 
 from spear_lightning.cli import SpearCLI, make_cli
 from spear_lightning.files import write_atomically
-from spear_lightning.memory import PHASES, MemoryPlan, Part
+from spear_lightning.memory import PHASES, MemoryPlan, Part, Phase
 from spear_lightning.plan_inputs import Inputs, read_inputs
 from spear_lightning.remedies import Remedy, Situation, remedies
 from spear_lightning.strategies import ZeroStrategy
@@ -174,14 +174,15 @@ def _print(
     console: Console, inputs: Inputs, situation: Situation, estimate: int | None, found: Sequence[Remedy]
 ) -> None:
     plan, layout, model = situation.plan, situation.layout, situation.model
-    table = Table(title="Memory of each rank, GiB", title_justify="left")
+    unit, size = ("GiB", _GIB) if plan.peak >= 10 * _GIB else ("MiB", 1024**2)
+    table = Table(title=f"Memory of each rank, {unit}", title_justify="left")
     for name in ("part", "where", *PHASES):
         table.add_column(name, justify="left" if name in ("part", "where") else "right")
     where = {"device": "GPU" if situation.gpu else "RAM", "host": "RAM", "disk": "NVMe"}
     for part in plan.parts:
-        table.add_row(part.name, where[part.place], *(_cell(part, phase) for phase in PHASES))
+        table.add_row(part.name, where[part.place], *(_cell(part, phase, size) for phase in PHASES))
     table.add_section()
-    totals = (f"{plan.total(phase) / _GIB:.2f}" for phase in PHASES)
+    totals = (f"{plan.total(phase) / size:,.1f}" for phase in PHASES)
     table.add_row("all on the device", where["device"], *totals, style="bold")
     console.print(
         f"{model.parameters / 1e6:,.1f} M parameters ({model.trainable / 1e6:,.1f} M trained), "
@@ -247,8 +248,8 @@ def _record(inputs: Inputs, situation: Situation, estimate: int | None, found: S
     }
 
 
-def _cell(part: Part, phase: Any) -> str:
-    return f"{part.bytes / _GIB:.2f}" if phase in part.phases else ""
+def _cell(part: Part, phase: Phase, size: int) -> str:
+    return f"{part.bytes / size:,.1f}" if phase in part.phases else ""
 
 
 def _count(number: int, noun: str) -> str:
