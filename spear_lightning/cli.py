@@ -1,4 +1,4 @@
-"""The command line: ``spear fit | validate | test | predict | warmstart | export | reshard``.
+"""The command line: ``spear fit | validate | test | predict | plan | reshard | export | warmstart``.
 
 ``fit`` to ``predict`` are a LightningCLI: every argument of trainer, module and data module is a YAML key, and overlays
 are given one after the other (``-c a.yaml -c b.yaml``; later ones win).
@@ -6,6 +6,7 @@ are given one after the other (``-c a.yaml -c b.yaml``; later ones win).
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -31,6 +32,14 @@ from spear_lightning.files import write_atomically
 from spear_lightning.loggers import MetricsCSV
 from spear_lightning.module import SpearModule
 from spear_lightning.strategies import check_strategy
+
+COMMANDS = {
+    "plan": "spear_lightning.planning.plan",
+    "reshard": "spear_lightning.reshard",
+    "export": "spear_lightning.export",
+    "warmstart": "spear_lightning.warmstart.run",
+}
+"""Modules whose ``main`` is a command of its own, imported when it is called."""
 
 USAGE = "[-c CONFIG.yaml ...] [--key value ...]"
 
@@ -80,6 +89,26 @@ class SpearCLI(LightningCLI):
         return kwargs
 
 
+def make_cli(kind: type[SpearCLI], command: str | None = None, **settings: Any) -> SpearCLI:
+    """A command line over module and data module; making it runs it.
+
+    Args:
+        kind: its class.
+        command: how it is called, for messages; ``None`` is by its subcommand's own name.
+        settings: of the LightningCLI.
+    """
+    usages = {name: {"usage": f"spear {command or name} {USAGE}"} for name in kind.subcommands()}
+    return kind(
+        SpearModule,
+        RolloutDataModule,
+        seed_everything_default=1,
+        save_config_kwargs={"overwrite": True},
+        auto_configure_optimizers=False,
+        parser_kwargs=usages,
+        **settings,
+    )
+
+
 class _Started(Callback):
     """Knows whether the first loop has begun: what fails before that is the user's to mend, not ours."""
 
@@ -107,28 +136,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = sys.argv[1:]
     started = _Started()
     try:
-        if given[:1] == ["warmstart"]:
-            from spear_lightning.warmstart.run import main as warmstart
-
-            warmstart(given[1:])
-        elif given[:1] == ["export"]:
-            from spear_lightning.export import main as export
-
-            export(given[1:])
-        elif given[:1] == ["reshard"]:
-            from spear_lightning.reshard import main as reshard
-
-            reshard(given[1:])
+        if given and given[0] in COMMANDS:
+            status = importlib.import_module(COMMANDS[given[0]]).main(given[1:])
+            if status:
+                sys.exit(status)
         else:
-            SpearCLI(
-                SpearModule,
-                RolloutDataModule,
-                seed_everything_default=1,
-                save_config_kwargs={"overwrite": True},
-                trainer_defaults={"callbacks": started},
-                auto_configure_optimizers=False,
-                parser_kwargs={name: {"usage": f"spear {name} {USAGE}"} for name in SpearCLI.subcommands()},
-            )
+            make_cli(SpearCLI, trainer_defaults={"callbacks": started})
     except (MisconfigurationException, ValueError, OSError) as error:
         if started.started or os.environ.get("SPEAR_TRACEBACK") == "1":
             raise

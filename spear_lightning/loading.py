@@ -119,6 +119,25 @@ def load_model(name: str, key: str, *, dtype: torch.dtype, attention: str) -> Pr
     return model
 
 
+def empty_model(name: str, key: str, *, dtype: torch.dtype) -> PreTrainedModel:
+    """The modules of a model without its weights, on the meta device: only ``config.json`` is read.
+
+    Args:
+        name: a folder, a hub id, or ``"embedded"``.
+        key: the configuration key it came from, for messages.
+        dtype: of the weights.
+
+    Raises:
+        ValueError: the configuration cannot be found or read, or is not that of a causal language model.
+    """
+    source = locate(name, key)
+    with _explained(name, source, key), torch.device("meta"):
+        auto: Any = AutoModelForCausalLM
+        model = auto.from_config(AutoConfig.from_pretrained(source), dtype=dtype)
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
 def fresh_model(
     settings: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,

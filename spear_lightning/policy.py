@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
+from spear_lightning.adapters import LoRA, with_adapters
 from spear_lightning.loading import check_vocabulary, fresh_model, load_model, load_tokenizer, tokenizer_hash
 from spear_lightning.logprobs import (
     CHUNK_BYTES,
@@ -21,36 +20,8 @@ from spear_lightning.logprobs import (
     chunk_tokens,
 )
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class LoRA:
-    """Low-rank adapters: only they are trained (needs the ``lora`` extra).
-
-    Args:
-        rank: of the update of each adapted matrix.
-        alpha: the update is scaled by ``alpha / rank``.
-        dropout: on the adapters' inputs, in training mode only. Above 0 the importance ratio is noisy already before
-            the first update.
-        target_modules: names of the linear layers to adapt, or ``"all-linear"`` (all but the output head).
-
-    Raises:
-        ValueError: a value is out of range.
-    """
-
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
-    target_modules: list[str] | str = "all-linear"
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"policy.lora.rank must be at least 1, not {self.rank}")
-        if self.alpha <= 0:
-            raise ValueError(f"policy.lora.alpha must be above 0, not {self.alpha}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"policy.lora.dropout must be in [0, 1), not {self.dropout}")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""What ``policy.dtype`` may be."""
 
 
 class TokenStats(NamedTuple):
@@ -110,12 +81,12 @@ class Policy(nn.Module):
         super().__init__()
         if (model is None) == (config is None):
             raise ValueError("policy: give either policy.model (a folder or hub id) or policy.config (a fresh model)")
-        if dtype not in _DTYPES:
-            raise ValueError(f"policy.dtype must be one of {', '.join(_DTYPES)}, not {dtype!r}")
+        if dtype not in DTYPES:
+            raise ValueError(f"policy.dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
         if chunk_bytes < 1:
             raise ValueError(f"policy.chunk_bytes must be above 0, not {chunk_bytes}")
         self.lora = lora
-        options: dict[str, Any] = {"dtype": _DTYPES[dtype], "attention": attention}
+        options: dict[str, Any] = {"dtype": DTYPES[dtype], "attention": attention}
         if model is not None:
             self.tokenizer = load_tokenizer(tokenizer or model, "policy.tokenizer" if tokenizer else "policy.model")
             causal: Any = load_model(model, "policy.model", **options)
@@ -130,7 +101,7 @@ class Policy(nn.Module):
             if not causal.supports_gradient_checkpointing:
                 raise ValueError(f"policy.gradient_checkpointing: {type(causal).__name__} does not support it")
             causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.model: nn.Module = causal if lora is None else _with_adapters(causal, lora, seed)
+        self.model: nn.Module = causal if lora is None else with_adapters(causal, lora, seed)
         self.chunked = _has_plain_head(causal, attention)
         if self.chunked:
             causal.set_output_embeddings(ChunkedHead.sharing(causal.get_output_embeddings()))
@@ -332,30 +303,6 @@ class Reference(nn.Module):
 def reference_of(policy: Policy) -> Reference:
     """A frozen reference for a KL penalty: ``policy`` as it is now (with LoRA: without its adapters)."""
     return Reference(policy)
-
-
-def _with_adapters(causal: PreTrainedModel, lora: LoRA, seed: int) -> nn.Module:
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise ValueError("policy.lora needs the peft package: pip install 'spear-lightning[lora]'") from error
-    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    alpha: Any = lora.alpha  # declared int there, used as a factor
-    settings = LoraConfig(
-        r=lora.rank,
-        lora_alpha=alpha,
-        lora_dropout=lora.dropout,
-        target_modules=targets,
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            adapted: nn.Module = get_peft_model(causal, settings)
-            return adapted
-    except ValueError as error:
-        raise ValueError(f"policy.lora.target_modules: {error}") from error
 
 
 @torch.no_grad()

@@ -1,0 +1,1 @@
+"""What ``benchmarks/memory.py`` is made of: training on synthetic rows in real processes, and counters of bytes."""

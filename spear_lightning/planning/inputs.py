@@ -1,0 +1,251 @@
+"""What a composed configuration says about memory: the model's shape, its numbers, the layout, the workload.
+
+Nothing is started and no weights are read; strategy, optimizer and data module are made, because they know best what
+they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from lightning.fabric.connector import _convert_precision_to_unified_args
+from lightning.pytorch.strategies import Strategy
+from torch import nn
+from transformers import PreTrainedModel
+
+from spear_lightning.adapters import LoRA, with_adapters
+from spear_lightning.datamodule import RolloutDataModule
+from spear_lightning.engines.base import RolloutEngine
+from spear_lightning.engines.huggingface import HuggingFaceEngine
+from spear_lightning.loading import empty_model, fresh_model, load_tokenizer
+from spear_lightning.module import OptimizerFactory
+from spear_lightning.planning.shape import Layout, ModelShape, Numbers, Workload
+from spear_lightning.planning.strategies import layout_of, made, make_strategy, ranks_of_a_node
+from spear_lightning.policy import DTYPES
+from spear_lightning.strategies import ZeroStrategy
+
+_HALF = ("bf16-true", "bf16-mixed", "16-true", "16-mixed", "transformer-engine-float16", "transformer-engine")
+_TRUE = {"bf16-true": 2, "16-true": 2, "64-true": 8}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the formulas take.
+
+    Attributes:
+        model: its shape.
+        numbers: bytes of each kind of number.
+        layout: what the strategy partitions.
+        work: what goes through the model.
+        strategy: that was chosen.
+        nodes: ``trainer.num_nodes``.
+        gpu: whether the devices are GPUs.
+        start: bytes of the whole start policy, which each rank loads into host memory.
+        notes: what the figures do not say.
+    """
+
+    model: ModelShape
+    numbers: Numbers
+    layout: Layout
+    work: Workload
+    strategy: Strategy
+    nodes: int
+    gpu: bool
+    start: int
+    notes: tuple[str, ...] = ()
+
+
+def read_inputs(config: Namespace, *, given_memory: bool, context: int | None) -> Inputs:
+    """Everything the formulas take, from a configuration as ``spear fit`` composes it.
+
+    Args:
+        config: of the subcommand ``fit``.
+        given_memory: the memory of a device was given, so ``accelerator: auto`` means GPUs even where there is none.
+        context: tokens of the longest sequence; ``None`` takes what agent, engine and model allow.
+
+    Raises:
+        ValueError: a part cannot be made, or there are no formulas for it; the message names the key.
+    """
+    trainer, policy = config.trainer, config.model.policy.init_args
+    gpu = trainer.accelerator in ("gpu", "cuda") or (
+        trainer.accelerator == "auto" and (given_memory or torch.cuda.is_available())
+    )
+    per_node, nodes = ranks_of_a_node(trainer.devices, gpu), int(trainer.num_nodes)
+    strategy = make_strategy(trainer.strategy, per_node * nodes)
+    layout = layout_of(strategy, per_node * nodes, per_node)
+    causal = meta_model(policy)
+    factory = made("model.optimizer", OptimizerFactory, config.model.optimizer)
+    numbers = numbers_of(trainer.precision, policy.dtype, strategy, factory)
+    model = shape_of(causal)
+    work = _workload(config, _data_module(config), causal, layout.ranks, context)
+    start = model.parameters * DTYPES[policy.dtype].itemsize
+    notes = tuple(_notes(config))
+    return Inputs(model, numbers, layout, work, strategy, nodes, gpu, start, notes)
+
+
+def _notes(config: Namespace) -> Iterator[str]:
+    if config.model.policy.init_args.attention == "eager":
+        yield "policy.attention is eager: the scores it keeps, heads times length a token and layer, are not planned"
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+def meta_model(policy: Namespace) -> nn.Module:
+    """The policy's model on the meta device, with its adapters.
+
+    Args:
+        policy: the arguments of :class:`spear_lightning.policy.Policy`.
+
+    Raises:
+        ValueError: as the policy itself would, but for what only weights can tell.
+    """
+    if (policy.model is None) == (policy.config is None):
+        raise ValueError("policy: give either policy.model (a folder or hub id) or policy.config (a fresh model)")
+    dtype = DTYPES[policy.dtype]
+    if policy.model is not None:
+        causal = empty_model(policy.model, "policy.model", dtype=dtype)
+    else:
+        tokenizer = load_tokenizer(policy.tokenizer or "", "policy.tokenizer")
+        with torch.device("meta"):
+            causal = fresh_model(policy.config, tokenizer, "policy.config", dtype=dtype, attention="sdpa", seed=0)
+    if policy.lora is None:
+        return causal
+    lora: LoRA = made("policy.lora", LoRA, policy.lora)
+    with torch.device("meta"):
+        return with_adapters(causal, lora, 0)
+
+
+def shape_of(model: nn.Module) -> ModelShape:
+    """The shape of a Hugging Face causal language model, with or without adapters around it."""
+    causal = model if isinstance(model, PreTrainedModel) else model.get_base_model()  # type: ignore[operator]
+    settings = causal.config.get_text_config()
+    heads = settings.num_attention_heads
+    size = getattr(settings, "head_dim", None) or settings.hidden_size // heads
+    return ModelShape(
+        parameters=sum(p.numel() for p in model.parameters()),
+        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        largest=max(sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules()),
+        layers=settings.num_hidden_layers,
+        hidden=settings.hidden_size,
+        intermediate=getattr(settings, "intermediate_size", None) or 4 * settings.hidden_size,
+        queries=heads * size,
+        keys=(getattr(settings, "num_key_value_heads", None) or heads) * size,
+        heads=heads,
+        vocabulary=settings.vocab_size,
+    )
+
+
+def linear_weights(model: nn.Module) -> int:
+    """Weights of all linear layers but the output head."""
+    causal = model if isinstance(model, PreTrainedModel) else model.get_base_model()  # type: ignore[operator]
+    head = causal.get_output_embeddings()
+    layers = (module for module in model.modules() if isinstance(module, nn.Linear) and module is not head)
+    return sum(layer.weight.numel() for layer in layers)
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def state_per_parameter(factory: OptimizerFactory) -> float:
+    """Numbers of state an optimizer keeps per parameter, found by one step of a small matrix (AdamW: 2).
+
+    Raises:
+        ValueError: the optimizer cannot make the step.
+    """
+    weight = nn.Parameter(torch.zeros(64, 64))
+    weight.grad = torch.zeros_like(weight)
+    try:
+        optimizer = factory([weight])
+        optimizer.step()
+    except Exception as error:  # whatever an optimizer of somebody else's makes of it
+        raise ValueError(f"model.optimizer cannot be tried out: {error}") from error
+    state = (value for values in optimizer.state.values() for value in values.values())
+    return sum(value.numel() for value in state if isinstance(value, torch.Tensor) and value.dim()) / weight.numel()
+
+
+def numbers_of(precision: Any, dtype: str, strategy: Strategy, factory: OptimizerFactory) -> Numbers:
+    """Bytes of each kind of number.
+
+    Args:
+        precision: ``trainer.precision``.
+        dtype: ``policy.dtype``.
+        strategy: ZeRO steps on a float32 copy of the weights, of float32 weights too.
+        factory: makes the optimizer.
+
+    Raises:
+        ValueError: Lightning knows no such precision.
+    """
+    precision = _convert_precision_to_unified_args(precision) or "32-true"
+    own, half = DTYPES[dtype].itemsize, precision in _HALF
+    if isinstance(strategy, ZeroStrategy):  # 16-bit weights for the "mixed" precisions too, without autocast
+        weight = 2 if half else own
+        master = 4 if half or strategy.stage else 0
+        state = state_per_parameter(factory) * (4 if master else weight)
+        return Numbers(weight, weight, weight, master, state)
+    weight = _TRUE.get(precision, own)
+    mixed = half and precision not in _TRUE
+    compute = 2 if mixed else weight
+    return Numbers(
+        weight, compute, weight, state=weight * state_per_parameter(factory), cast=2 if mixed and weight > 2 else 0
+    )
+
+
+# --- the workload -----------------------------------------------------------------------------------------------------
+
+
+@singledispatch
+def sessions_of(engine: RolloutEngine, episodes: int) -> tuple[int, int, int | None]:
+    """What an engine keeps: sequences whose cache stands, sequences decoded together, its own length limit.
+
+    An engine that is not known is taken to keep nothing in this process.
+    """
+    return 0, 0, None
+
+
+@sessions_of.register
+def _(engine: HuggingFaceEngine, episodes: int) -> tuple[int, int, int | None]:
+    decoded = min(episodes, engine.max_batch)
+    return (episodes if engine.keep_cache else decoded), decoded, engine.max_length
+
+
+def _workload(
+    config: Namespace, data: RolloutDataModule, model: nn.Module, ranks: int, context: int | None
+) -> Workload:
+    causal: Any = model if isinstance(model, PreTrainedModel) else model.get_base_model()  # type: ignore[operator]
+    positions = getattr(causal.config.get_text_config(), "max_position_embeddings", None)
+    tasks = -(-data.rollouts.tasks // ranks)  # tasks are dealt over ranks, batches of an evaluation are each rank's own
+    played = tasks * data.rollouts.group_size
+    sequences, decoded, limit = sessions_of(data.engine, max(played, data.evaluation.batch))
+    prompt = getattr(data.agent, "max_prompt_tokens", None)  # where every turn has a prompt of its own
+    own = None if prompt is None else prompt + data.max_response_tokens
+    longest = min(value for value in (context, own, limit, positions, 2**20) if value)
+    policy = config.model.policy.init_args
+    replay = data.replay
+    return Workload(
+        tokens=max(data.max_tokens, longest),  # a longer row has a micro-batch of its own
+        checkpointing=policy.gradient_checkpointing,
+        chunk_bytes=policy.chunk_bytes,
+        reference=config.model.reference_kl > 0 and policy.lora is None,
+        sequences=sequences,
+        sequence_tokens=longest,
+        # A conversation is fed turn by turn: turns of about equal length.
+        prompt_tokens=min(prompt or -(-longest // data.max_turns), longest),
+        played=min(sequences, played),
+        decoded=decoded,
+        replay_entries=0 if replay is None else replay.schedule.limit(replay.capacity),
+        replay_tokens=longest,
+    )
+
+
+def _data_module(config: Namespace) -> RolloutDataModule:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(RolloutDataModule, "data")
+    part = Namespace({"data": config.data})  # type: ignore[no-untyped-call]
+    data: RolloutDataModule = parser.instantiate_classes(part).data
+    return data
