@@ -41,11 +41,14 @@ def plan(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
 
     def run(*arguments: str) -> tuple[int, str, dict]:
-        with pytest.raises(SystemExit) as stop:
+        status = 0
+        try:
             main(["plan", *arguments, f"--json={tmp_path / 'plan.json'}"])
+        except SystemExit as stop:
+            status = int(stop.code or 0)
         printed = capsys.readouterr()
-        record = json.loads((tmp_path / "plan.json").read_text()) if stop.value.code != 2 else {}
-        return int(stop.value.code), printed.out + printed.err, record
+        record = json.loads((tmp_path / "plan.json").read_text()) if status != 2 else {}
+        return status, printed.out + printed.err, record
 
     return run
 
