@@ -3,6 +3,7 @@
 from spear_lightning.callbacks.checkpoint import ShardedCheckpoint
 from spear_lightning.callbacks.curriculum import CurriculumSchedule
 from spear_lightning.callbacks.entropy import EntropyMonitor
+from spear_lightning.callbacks.evaluation import EvaluationReport
 from spear_lightning.callbacks.progress import RolloutProgress
 from spear_lightning.callbacks.report import LearningCurve
 from spear_lightning.callbacks.rollouts import RolloutLog
@@ -10,6 +11,7 @@ from spear_lightning.callbacks.rollouts import RolloutLog
 __all__ = [
     "CurriculumSchedule",
     "EntropyMonitor",
+    "EvaluationReport",
     "LearningCurve",
     "RolloutLog",
     "RolloutProgress",

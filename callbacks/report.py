@@ -85,8 +85,8 @@ class LearningCurve(Callback, RolloutHooks):
 
     When ``fit`` ends, a table compares the first and the last evaluation. The first is the policy before training if
     the trainer checks all of it (``num_sanity_val_steps: -1``), or if ``validate`` was called before ``fit`` with the
-    same trainer. A ``validate`` or ``test`` on its own prints its outcome and writes nothing. Intervals take episodes
-    as independent, so they are too narrow where a task is played several times. A resumed run continues its curve.
+    same trainer. Intervals take episodes as independent, so they are too narrow where a task is played several times. A
+    resumed run continues its curve.
 
     Args:
         directory: where to write; ``None`` for the trainer's log directory.
@@ -175,14 +175,10 @@ class LearningCurve(Callback, RolloutHooks):
             return
         if trainer.state.fn == TrainerFn.FITTING:
             self._write(picture=not trainer.sanity_checking)
-        else:
-            self._print([evaluation], "Held-out success")
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print the outcome."""
-        evaluation = self._evaluate(trainer)
-        if evaluation is not None and trainer.is_global_zero:
-            self._print([evaluation], "Test success")
+        """A test is no point of the curve."""
+        self._parts.clear()
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Predictions are no evaluation."""

@@ -26,6 +26,7 @@ import spear_lightning.environments.custom
 import spear_lightning.rollout.stepwise
 import spear_lightning.rollout.transcript  # noqa: F401 - imported classes can be named in YAML without their module
 from spear_lightning.callbacks.checkpoint import resolve_checkpoint
+from spear_lightning.callbacks.evaluation import EvaluationReport
 from spear_lightning.datamodule import RolloutDataModule
 from spear_lightning.failures import lost_rank
 from spear_lightning.files import write_atomically
@@ -63,6 +64,9 @@ class SpearCLI(LightningCLI):
             kwargs["logger"] = [TensorBoardLogger(directory, name="", version=""), MetricsCSV(directory)]
         trainer = super().instantiate_trainer(**kwargs)
         check_strategy(trainer.strategy)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(callback, EvaluationReport) for callback in callbacks):
+            callbacks.append(EvaluationReport())
         return trainer
 
     def before_fit(self) -> None:

@@ -1,9 +1,15 @@
-"""Intervals for success rates: how much of a difference a number of games can show."""
+"""Success rates and their intervals: how much of a difference a number of games can show."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
+
+import numpy as np
+
+_RESAMPLED_TOGETHER = 500
+"""Resamples in memory at a time."""
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -76,3 +82,61 @@ def newcombe(before: tuple[int, int], after: tuple[int, int], confidence: float 
         p2 - p1 - math.hypot(p2 - low2, high1 - p1),
         p2 - p1 + math.hypot(high2 - p2, p1 - low1),
     )
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Unbiased estimate of the probability that at least one of ``k`` attempts succeeds (Chen et al. 2021, eq. 1).
+
+    Args:
+        n: attempts made, at least ``k``.
+        c: successes among them.
+        k: attempts allowed, at least 1.
+
+    Raises:
+        ValueError: the numbers contradict each other.
+
+    Example:
+        >>> pass_at_k(4, 1, 1), pass_at_k(4, 1, 2)
+        (0.25, 0.5)
+    """
+    if not 0 <= c <= n or not 1 <= k <= n:
+        raise ValueError(f"pass@{k} of {c} successes in {n} attempts cannot be estimated")
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def bootstrap(
+    values: Sequence[float], confidence: float = 0.95, *, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean (Efron 1979).
+
+    Args:
+        values: one per independent unit. Where a task is played several times the unit is the task: give its mean.
+        confidence: two-sided coverage, in (0, 1).
+        resamples: number of resamples with replacement.
+        seed: of the resampling; equal seeds give equal intervals.
+
+    Returns:
+        Lower and upper end; both the value itself if there is only one.
+
+    Raises:
+        ValueError: no values, or ``confidence`` not in (0, 1).
+
+    Example:
+        >>> low, high = bootstrap([0.0, 1.0] * 50)
+        >>> f"{low:.2f} {high:.2f}"
+        '0.40 0.60'
+    """
+    if not len(values):
+        raise ValueError("there is nothing to resample")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be in (0, 1), not {confidence}")
+    array = np.asarray(values, dtype=np.float64)
+    generator = np.random.default_rng(seed)
+    means = np.concatenate(
+        [
+            array[generator.integers(0, len(array), (min(_RESAMPLED_TOGETHER, resamples - first), len(array)))].mean(1)
+            for first in range(0, resamples, _RESAMPLED_TOGETHER)
+        ]
+    )
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)

@@ -45,6 +45,7 @@ class Observation:
         truncated: the environment cut the episode (its own step limit).
         anchor: name of the state, equal for equal states (GiGPO's step groups); the text if the environment tells none.
         task: the task's instruction, where the environment separates it from the observation; else empty.
+        answer: what the agent has answered, where a task asks for an answer (for majority votes); else empty.
         aborted: why the episode cannot go on (worker died, time-out, the environment raised), else ``None``. An aborted
             episode is neither a success nor a failure.
     """
@@ -57,6 +58,7 @@ class Observation:
     truncated: bool = False
     anchor: str = ""
     task: str = ""
+    answer: str = ""
     aborted: str | None = None
 
     @property
@@ -72,7 +74,8 @@ class TaskSuite(ABC):
 
     The environments that :meth:`make` returns follow the Gymnasium API with text: ``reset(seed=, options={"task": id})
     -> (text, info)``, ``step(action_text) -> (text, reward, terminated, truncated, info)``. ``info`` may carry
-    ``admissible_actions`` (list of str), ``won`` (bool), ``anchor`` (str) and ``task`` (str, the instruction).
+    ``admissible_actions`` (list of str), ``won`` (bool), ``anchor`` (str), ``task`` (str, the instruction) and
+    ``answer`` (str, what the agent has answered).
     """
 
     def prepare(self) -> None:  # noqa: B027 - most suites have nothing to prepare

@@ -151,6 +151,7 @@ def observe(
         truncated=truncated,
         anchor=str(info.get("anchor") or text),
         task=str(info.get("task") or ""),
+        answer=str(info.get("answer") or ""),
     )
 
 

@@ -268,6 +268,7 @@ class _Phase:
         )
         episode.score += answer.reward
         episode.success = answer.won
+        episode.answer = answer.answer
         running.observation = answer
         if answer.done:
             self._finish(slot)

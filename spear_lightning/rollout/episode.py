@@ -60,6 +60,7 @@ class Episode:
         turns: in order.
         score: sum of the environment's rewards.
         success: whether the task was solved.
+        answer: what the agent has answered, where the task asks for an answer; else empty.
         status: ``"finished"``; ``"truncated"`` (turn or length limit); ``"aborted"`` (environment failed: neither a
             success nor a failure, never trained on).
         reason: why it was aborted or truncated, else empty.
@@ -74,6 +75,7 @@ class Episode:
     turns: list[Turn] = field(default_factory=list)
     score: float = 0.0
     success: bool = False
+    answer: str = ""
     status: Literal["finished", "truncated", "aborted"] = "finished"
     reason: str = ""
     weight_version: int = 0

@@ -1,0 +1,146 @@
+"""The report of ``validate`` and ``test``: a table for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
+from rich.console import Console
+from rich.table import Table
+
+from spear_lightning.callbacks.summary import completed_iterations
+from spear_lightning.distributed import concatenate, gather
+from spear_lightning.evaluation import EpisodeRecord, Estimate, EvaluationSummary, summarize
+from spear_lightning.files import write_atomically
+from spear_lightning.hooks import RolloutHooks
+from spear_lightning.rollout.scored import Rollout
+
+
+class EvaluationReport(Callback, RolloutHooks):
+    """Reports success, score and effort on held-out tasks, overall and by task type, the way papers do.
+
+    Active in ``validate`` and ``test``, where it prints a table and writes ``validation.json`` or ``test.json``:
+    success rate (avg@k where ``data.evaluation.episodes_per_task`` is k), pass@k, maj@k for tasks that ask for an
+    answer, score, turns, tokens, tool calls and the share of invalid turns. Intervals are bootstrapped over tasks.
+    ``spear`` adds it to every run.
+
+    Args:
+        directory: where to write; ``None`` for the run directory.
+        confidence: two-sided coverage of the intervals.
+        table: whether to print the table.
+
+    Raises:
+        MisconfigurationException: ``confidence`` is not in (0, 1).
+
+    Example::
+
+        >>> from lightning.pytorch import Trainer
+        >>> from spear_lightning.callbacks import EvaluationReport
+        >>> report = EvaluationReport(directory="runs/example", confidence=0.9)
+        >>> trainer = Trainer(callbacks=[report], logger=False, enable_checkpointing=False)
+        >>> report.summaries
+        {}
+    """
+
+    def __init__(
+        self, directory: str | os.PathLike[str] | None = None, confidence: float = 0.95, table: bool = True
+    ) -> None:
+        super().__init__()
+        if not 0 < confidence < 1:
+            raise MisconfigurationException(f"EvaluationReport: confidence must be in (0, 1), not {confidence}")
+        self.directory = None if directory is None else Path(directory)
+        self.confidence, self.table = confidence, table
+        self.summaries: dict[str, EvaluationSummary] = {}
+        self._records: list[EpisodeRecord] = []
+        self._aborted = 0
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Forget what an interrupted evaluation has left."""
+        self._records, self._aborted = [], 0
+
+    def on_rollout_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, rollout: Rollout) -> None:
+        """Take the episodes of a part of the evaluation."""
+        if trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING):
+            self._records += [EpisodeRecord.of(item.episode) for item in rollout.episodes]
+            self._aborted += len(rollout.aborted)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Report, unless it is the validation of a training run."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._report(trainer, "validation")
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Report."""
+        self._report(trainer, "test")
+
+    def _report(self, trainer: pl.Trainer, split: str) -> None:
+        records, aborted = concatenate(self._records), sum(gather(self._aborted))
+        self._records, self._aborted = [], 0
+        if not records:
+            return
+        kinds = sorted({record.kind for record in records})
+        self.summaries = {"all": summarize(records, self.confidence)}
+        if len(kinds) > 1:
+            for kind in kinds:
+                self.summaries[kind] = summarize([r for r in records if r.kind == kind], self.confidence)
+        if not trainer.is_global_zero:
+            return
+        everything, *by_type = self.summaries.items()
+        content = {
+            "split": split,
+            "checkpoint": None if trainer.ckpt_path is None else os.fspath(trainer.ckpt_path),
+            "iteration": completed_iterations(trainer),
+            "confidence": self.confidence,
+            "aborted": aborted,
+            **everything[1].as_dict(),
+            "by_task_type": {kind: summary.as_dict() for kind, summary in by_type},
+        }
+        folder = self.directory or Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / f"{split}.json", json.dumps(content, indent=2) + "\n")
+        if self.table:
+            console = Console()
+            # A pipe has no width of its own, and a table cut to 80 columns loses its last ones.
+            if not console.is_terminal:
+                console = Console(width=max(console.width, 150))
+            console.print(report_table(self.summaries, f"{split} ({self.confidence:.0%} intervals)", aborted))
+
+
+def report_table(summaries: dict[str, EvaluationSummary], title: str, aborted: int = 0) -> Table:
+    """Summaries as a table, the last row for all tasks.
+
+    Args:
+        summaries: by task type; ``"all"`` first.
+        title: above the table.
+        aborted: episodes whose environment failed.
+    """
+    whole = summaries["all"]
+    k = whole.attempts
+    table = Table(title=title, title_justify="left", caption=f"{aborted} episodes aborted" if aborted else None)
+    table.add_column("task type")
+    columns = ["tasks", "success" if k == 1 else f"avg@{k}", *(f"pass@{number}" for number in whole.pass_at)]
+    if whole.majority is not None:
+        columns.append(f"maj@{k}")
+    for name in (*columns, "score", "turns", "tokens", "tool calls", "invalid"):
+        table.add_column(name, justify="right")
+    for name, summary in [*list(summaries.items())[1:], ("all", whole)]:
+        cells = [str(summary.tasks), _rate(summary.success)]
+        cells += [_rate(summary.pass_at[number]) if number in summary.pass_at else "–" for number in whole.pass_at]
+        if whole.majority is not None:
+            cells.append("–" if summary.majority is None else _rate(summary.majority))
+        score = summary.score
+        cells += [f"{score.mean:.3f} [{score.low:.3f}, {score.high:.3f}]", f"{summary.turns:.1f}"]
+        cells += [f"{summary.tokens:.0f}", f"{summary.tool_calls:.1f}", f"{summary.invalid:.1%}"]
+        if name == "all" and len(summaries) > 1:
+            table.add_section()
+        table.add_row(name or "(none)", *cells, style="bold" if name == "all" else None)
+    return table
+
+
+def _rate(estimate: Estimate) -> str:
+    return f"{estimate.mean:.1%} [{estimate.low:.1%}, {estimate.high:.1%}]"
