@@ -15,6 +15,7 @@ from rich.table import Table
 
 from spear_lightning.callbacks.summary import completed_iterations
 from spear_lightning.distributed import concatenate, gather
+from spear_lightning.environments.mixture import belongs, with_families
 from spear_lightning.evaluation import EpisodeRecord, Estimate, EvaluationSummary, summarize
 from spear_lightning.files import write_atomically
 from spear_lightning.hooks import RolloutHooks
@@ -83,11 +84,11 @@ class EvaluationReport(Callback, RolloutHooks):
         self._records, self._aborted = [], 0
         if not records:
             return
-        kinds = sorted({record.kind for record in records})
+        kinds = with_families([record.kind for record in records])
         self.summaries = {"all": summarize(records, self.confidence)}
         if len(kinds) > 1:
             for kind in kinds:
-                self.summaries[kind] = summarize([r for r in records if r.kind == kind], self.confidence)
+                self.summaries[kind] = summarize([r for r in records if belongs(r.kind, kind)], self.confidence)
         if not trainer.is_global_zero:
             return
         everything, *by_type = self.summaries.items()

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from spear_lightning.environments.mixture import belongs, with_families
 from spear_lightning.metrics import MetricStore
 from spear_lightning.rollout.scored import Rollout, ScoredEpisode
 
@@ -26,8 +27,10 @@ def record_rollout(store: MetricStore, rollout: Rollout) -> None:
     _means(store, f"{prefix}/truncated", (item.episode.status == "truncated" for item in scored))
     _means(store, f"{prefix}/invalid", (not turn.valid for item in scored for turn in item.episode.turns))
     _means(store, f"{prefix}/response_length", (len(t.response_ids) for item in scored for t in item.episode.turns))
-    for kind in sorted({item.episode.task.kind for item in scored} - {""}):
-        _means(store, f"{prefix}/success/{kind}", (i.episode.success for i in scored if i.episode.task.kind == kind))
+    for kind in with_families([item.episode.task.kind for item in scored]):
+        _means(
+            store, f"{prefix}/success/{kind}", (i.episode.success for i in scored if belongs(i.episode.task.kind, kind))
+        )
     entropies = [turn.entropies for item in scored for turn in item.episode.turns if len(turn.entropies)]
     if entropies:
         _means(store, f"{prefix}/entropy", np.concatenate(entropies))
