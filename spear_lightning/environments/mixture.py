@@ -78,7 +78,7 @@ class Mixture(TaskSuite):
         return [replace(task, id=f"{name}/{task.id}", kind=f"{name}/{task.kind}".rstrip("/")) for task in tasks]
 
     def _in_shares(self, lists: Mapping[str, list[Task]]) -> dict[str, list[Task]]:
-        """As many of each as its weight says, none left out; ``name#2/id`` is a task that is there for the third time."""
+        """As many of each as its weight says, none left out; ``name#1/id`` is a task for the second time."""
         unit = max(len(tasks) / self.weights[name] for name, tasks in lists.items())
         shared = {}
         for name, tasks in lists.items():
