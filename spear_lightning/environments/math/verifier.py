@@ -52,15 +52,18 @@ class Verifier:
         Raises:
             RuntimeError: the grading process does not start.
         """
-        connection = self._started()
         question = {"reference": reference, "answer": answer, "seconds": self.seconds, "megabytes": self.megabytes}
-        try:
-            connection.send_bytes(json.dumps(question).encode())
-            if connection.poll(self.seconds + _SLACK_SECONDS):
-                return connection.recv_bytes(1) == b"1"
-        except (OSError, EOFError):
-            pass
-        self.close()  # it died or hangs: the next question gets a new one
+        for _ in range(2):  # a process that was killed meanwhile says nothing about the answer
+            connection = self._started()
+            try:
+                connection.send_bytes(json.dumps(question).encode())
+                if connection.poll(self.seconds + _SLACK_SECONDS):
+                    return connection.recv_bytes(1) == b"1"
+            except (OSError, EOFError):
+                self.close()
+                continue
+            self.close()  # it hangs
+            return False
         return False
 
     def close(self) -> None:
