@@ -88,7 +88,7 @@ def test_a_corrupt_game_is_named(capsys, tmp_path):
 @pytest.mark.parametrize(
     "overlays", [[], *[[path] for path in sorted((ROOT / "configs" / "algorithm").glob("*.yaml"))]]
 )
-@pytest.mark.parametrize("task", ["quickstart", "alfworld"])
+@pytest.mark.parametrize("task", ["quickstart", "alfworld", "math"])
 def test_configurations_compose_and_print_config_round_trips(capsys, tmp_path, task, overlays):
     def printed(*files):
         with pytest.raises(SystemExit) as stop:

@@ -30,7 +30,8 @@ class ChatToolAgent(ChatAgent):
     the environment; the response is then not valid.
 
     Args:
-        tools: that the model may call; the environment must have them too. Empty plays without.
+        tools: that the model may call; the environment must have them too. ``None`` is the code interpreter; an empty
+            list plays without.
         system: message of the system that opens the chat; empty for none.
         answer_mark: a final answer without it is no answer at all (a void turn); empty takes anything for one.
         max_prompt_tokens: see :class:`ChatAgent`.
@@ -45,7 +46,7 @@ class ChatToolAgent(ChatAgent):
 
     def __init__(
         self,
-        tools: Sequence[Tool] = (CODE_INTERPRETER,),
+        tools: Sequence[Tool] | None = None,
         system: str = _SYSTEM,
         answer_mark: str = "\\boxed",
         max_prompt_tokens: int = 2048,
@@ -61,10 +62,10 @@ class ChatToolAgent(ChatAgent):
             max_action_characters=max_action_characters,
             max_observation_characters=max_observation_characters,
         )
-        names = [tool.name for tool in tools]
+        self.tools = (CODE_INTERPRETER,) if tools is None else tuple(tools)
+        names = [tool.name for tool in self.tools]
         if len(set(names)) < len(names):
             raise ValueError(f"agent.tools names a tool twice: {', '.join(names)}")
-        self.tools = tuple(tools)
         self.answer_mark = answer_mark
 
     @property

@@ -37,6 +37,7 @@ class MathProblems(TaskSuite):
         sandbox: what runs the model's programs: a name that
             ``spear_lightning.environments.math.sandbox.open_sandbox`` knows (``auto`` takes what this machine has),
             or the import path of a function that makes a sandbox.
+        sandbox_args: of that function (``{limits: {wall_seconds: 10}}``).
         instruction: put after each question; may be empty.
         max_turns: messages of an episode.
         output_characters: a longer output of a program is cut in its middle.
@@ -65,6 +66,7 @@ class MathProblems(TaskSuite):
         grader: Grader | None = None,
         tool: Literal["code_interpreter"] | None = "code_interpreter",
         sandbox: str = "auto",
+        sandbox_args: Mapping[str, Any] | None = None,
         instruction: str = _INSTRUCTION,
         max_turns: int = 8,
         output_characters: int = 4000,
@@ -84,7 +86,8 @@ class MathProblems(TaskSuite):
             for number, (split, count) in enumerate(generated.items())
         }
         _check_seeds(self.sources)
-        self.grader, self.tool, self.sandbox = grader, tool, sandbox
+        self.grader, self.tool = grader, tool
+        self.sandbox, self.sandbox_args = sandbox, dict(sandbox_args or {})
         self.instruction, self.max_turns = instruction, max_turns
         self.output_characters, self.code_seconds = output_characters, code_seconds
         self._tasks: dict[Split, tuple[Task, ...]] = {}
@@ -141,7 +144,7 @@ class MathProblems(TaskSuite):
             Exception: what the sandbox says where it does not work: without one, nothing a model wrote is run.
         """
         if self.tool is not None and self._interpreter is None:
-            interpreter = Interpreter(_opener(self.sandbox), self.output_characters)
+            interpreter = Interpreter(_opener(self.sandbox, self.sandbox_args), self.output_characters)
             interpreter.open()
             atexit.register(interpreter.close)
             self._interpreter = interpreter
@@ -179,14 +182,17 @@ def _check_seeds(sources: Mapping[str, ProblemSource]) -> None:
             raise ValueError(f"{first} ({one}) and {second} ({other}) overlap: move a seed, or ask for fewer problems")
 
 
-def _opener(name: str) -> Callable[[], Sandbox]:
+def _opener(name: str, arguments: Mapping[str, Any]) -> Callable[[], Sandbox]:
     """A function that opens the sandbox ``name``: one of ours, or an import path."""
     module, _, function = name.rpartition(".")
     try:
         if not module:
             ours = importlib.import_module("spear_lightning.environments.math.sandbox")
-            return functools.partial(ours.open_sandbox, name)
-        found: Callable[[], Sandbox] = getattr(importlib.import_module(module), function)
+            limits = {"limits": ours.SandboxLimits(**arguments["limits"])} if arguments.get("limits") else {}
+            return functools.partial(ours.open_sandbox, name, **{**arguments, **limits})
+        found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"sandbox: cannot import {name!r}: {error}") from error
-    return found
+    except TypeError as error:
+        raise ValueError(f"sandbox_args: {error}") from error
+    return functools.partial(found, **arguments)

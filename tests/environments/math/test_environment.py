@@ -5,6 +5,8 @@ import json
 import logging
 import pickle
 import random
+import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,6 +118,23 @@ def test_a_sandbox_that_breaks_is_opened_again_once() -> None:
     interpreter.close()
     interpreter.close()
     assert Fragile.opened == Fragile.closed
+
+
+def test_our_own_sandboxes_are_opened_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[object] = []
+
+    def open_sandbox(name: str, limits: object = None, **options: object) -> Fragile:
+        opened.append((name, limits, options))
+        return Fragile()
+
+    module = types.ModuleType("sandbox")
+    module.__dict__.update(open_sandbox=open_sandbox, SandboxLimits=lambda *, wall_seconds: f"{wall_seconds} s")
+    monkeypatch.setitem(sys.modules, "spear_lightning.environments.math.sandbox", module)
+    MathProblems().make()
+    MathProblems(sandbox="remote", sandbox_args={"limits": {"wall_seconds": 3}, "url": "x"}).make()
+    assert opened == [("auto", None, {}), ("remote", "3 s", {"url": "x"})]
+    with pytest.raises(ValueError, match=r"sandbox_args: .*'seconds'"):
+        MathProblems(sandbox_args={"limits": {"seconds": 3}}).make()
 
 
 def test_what_programs_print_is_bounded_and_keeps_both_ends() -> None:
