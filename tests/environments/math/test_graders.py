@@ -115,7 +115,7 @@ def test_hostile_answers_cost_at_most_the_limit(hurried: MathVerify, text: str) 
     answers(hurried, "", "12")  # starts it
     started = time.monotonic()
     assert not answers(hurried, text, "12")
-    assert time.monotonic() - started < 5.0
+    assert time.monotonic() - started < 4.5
     assert answers(hurried, r"\boxed{2}", "2"), "the next one is graded as ever"
 
 
