@@ -1,4 +1,4 @@
-"""The command line: ``spear fit | validate | test | predict | warmstart | export | reshard``.
+"""The command line: ``spear fit | validate | test | predict | warmstart | warmstart-math | export | reshard``.
 
 ``fit`` to ``predict`` are a LightningCLI: every argument of trainer, module and data module is a YAML key, and overlays
 are given one after the other (``-c a.yaml -c b.yaml``; later ones win).
@@ -114,6 +114,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from spear_lightning.warmstart.run import main as warmstart
 
             warmstart(given[1:])
+        elif given[:1] == ["warmstart-math"]:
+            from spear_lightning.warmstart.mathematics import main as warmstart_math
+
+            warmstart_math(given[1:])
         elif given[:1] == ["export"]:
             from spear_lightning.export import main as export
 
