@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from spear_lightning.warmstart.evaluation import HeldOut
 from spear_lightning.warmstart.mathematics import demonstrate, encode, warmstart_math
 from spear_lightning.warmstart.module import Optimization
 
+ROOT = Path(__file__).resolve().parents[2]
 SANDBOX = "tests.environments.math.sandboxes.MontySandbox"
 TINY = {
     "model_type": "llama",
@@ -90,6 +94,23 @@ def test_writes_a_policy_that_can_be_played_on(tmp_path: Path) -> None:
     assert [score.episodes for score in scores] == [4]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
     assert model.config.vocab_size == len(agent.tokenizer)
+    options = {
+        "run.directory": tmp_path / "run",
+        "model.policy.model": tmp_path / "policy",
+        "data.environment.init_args.sandbox": SANDBOX,
+        "data.rollouts": {"tasks": 2, "group_size": 2},
+        "data.max_response_tokens": 16,
+        "data.minibatches": 1,
+        "trainer.max_epochs": 1,
+        "trainer.num_sanity_val_steps": 0,
+        "trainer.check_val_every_n_epoch": 5,
+    }
+    command = [sys.executable, "-c", "from spear_lightning.cli import main; main()", "fit"]
+    command += ["-c", str(ROOT / "configs" / "small" / "math.yaml")]
+    command += [f"--{key}={json.dumps(value) if isinstance(value, dict) else value}" for key, value in options.items()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "run" / "finished").read_text() == "1 iterations\n"
     with pytest.raises(ValueError, match=r"direct must be in \[0, 1\]"):
         warmstart_math(sums(), agent, str(tmp_path / "other"), TINY, direct=2.0)
     (tmp_path / "file").write_text("")
