@@ -232,7 +232,7 @@ class RolloutDataModule(LightningDataModule, RankState):
             gather=concatenate,
         )
         ages = [iteration - item.entry.iteration for item in drawn]
-        self.replay.add(admissible_entries(rollout.episodes), iteration, gather=concatenate)
+        self.replay.add(admissible_entries(rollout.episodes, self.agent.has_tools), iteration, gather=concatenate)
         sizes = gather((len(self.replay), len(drawn), sum(ages), sum(item.advantage for item in drawn)))
         size, used, age, advantage = np.sum(np.asarray(sizes, dtype=np.float64), axis=0)
         self._module.record_counts(

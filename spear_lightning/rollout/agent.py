@@ -128,6 +128,11 @@ class Agent(ABC):
         return ACTION_TAGS
 
     @property
+    def has_tools(self) -> bool:
+        """Whether an episode without a tool call has not made use of what it was given (acting on a world is a call)."""
+        return True
+
+    @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The policy's tokenizer.
 

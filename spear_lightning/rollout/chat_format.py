@@ -112,7 +112,9 @@ class ChatFormat:
             )
         except Exception as error:  # a template raises whatever it likes
             roles = ", ".join(message["role"] for message in messages)
+            hint = "; if it knows no system, set agent.system to an empty text" if "system" in roles else ""
             raise ValueError(
-                f"{self._name}: its chat template refuses a conversation of {roles}: {type(error).__name__}: {error}"
+                f"{self._name}: its chat template refuses a conversation of {roles}: {type(error).__name__}: "
+                f"{error}{hint}"
             ) from error
         return str(text)

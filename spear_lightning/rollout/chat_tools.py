@@ -74,6 +74,11 @@ class ChatToolAgent(ChatAgent):
         return [tool.schema() for tool in self.tools]
 
     @property
+    def has_tools(self) -> bool:
+        """Whether there are any."""
+        return bool(self.tools)
+
+    @property
     def tags(self) -> tuple[str, ...]:
         """The tags around calls and results: no result may spell them."""
         return (*CALL_TAGS, *RESULT_TAGS) if self.tools else ()

@@ -167,6 +167,7 @@ def test_a_response_means_calls_or_an_answer() -> None:
     action, valid, called = meaning(good + long + good)
     assert (action, valid, called) == ((good + long + good)[:2000], True, True), "the beginning of calls"
     free = bound(answer_mark="", tools=[])
+    assert (agent.has_tools, free.has_tools) == (True, False)
     assert free.understand(free.encode(good), Observation("")).action == good
     assert not free.understand(free.encode(good), Observation("")).tool_call, "without tools nothing is a call"
     assert free.understand(free.encode(" \n"), Observation("")).action is None
@@ -236,6 +237,13 @@ def test_tokenizers_that_cannot_chat_are_refused_with_the_fix() -> None:
     tokenizer.chat_template = "{{ tools }} {{ messages[0].content }}"
     with pytest.raises(ValueError, match=r"does not render what an assistant says"):
         ChatToolAgent().bind(tokenizer)
+    tokenizer.chat_template = byte_tokenizer(chat=True).chat_template.replace(
+        "{{ message.role }}",
+        "{% if message.role == 'system' %}{{ raise_exception('no') }}{% endif %}{{ message.role }}",
+    )
+    with pytest.raises(ValueError, match=r"refuses a conversation of system, user: .*set agent.system to an empty"):
+        ChatAgent().bind(tokenizer)
+    ChatAgent(system="").bind(tokenizer)
     words = word_tokenizer(["look"])
     words.chat_template = chat_tokenizer("qwen2.5").chat_template
     with pytest.raises(ValueError, match=r"cannot write the tag <tool_call>"):

@@ -70,7 +70,7 @@ class MathProblems(TaskSuite):
         instruction: str = _INSTRUCTION,
         max_turns: int = 8,
         output_characters: int = 4000,
-        code_seconds: float = 30.0,
+        code_seconds: float = 20.0,
     ) -> None:
         if tool not in (None, "code_interpreter"):
             raise ValueError(f"tool must be code_interpreter or null, not {tool!r}")
