@@ -129,7 +129,7 @@ class Agent(ABC):
 
     @property
     def has_tools(self) -> bool:
-        """Whether an episode without a tool call has not made use of what it was given (acting on a world is a call)."""
+        """Whether there are tools that a success should have used; acting on a world is such a use."""
         return True
 
     @property

@@ -5,6 +5,7 @@ import pickle
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import math_verify
 import pytest
@@ -99,7 +100,7 @@ HOSTILE = [
     r"\boxed{100000000!}",
     r"\boxed{\sum_{n=1}^{10^9} \frac{1}{n}}",
     BOX + "{" * 5000 + "}" * 5000,
-    r"\boxed{__import__('os').system('touch /tmp/hacked')}",
+    "The answer is 9**9**9**9",
 ]
 
 
@@ -117,6 +118,14 @@ def test_hostile_answers_cost_at_most_the_limit(hurried: MathVerify, text: str) 
     assert not answers(hurried, text, "12")
     assert time.monotonic() - started < 4.5
     assert answers(hurried, r"\boxed{2}", "2"), "the next one is graded as ever"
+
+
+def test_answers_are_not_evaluated(grader: MathVerify, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    code = f"open('{marker}', 'w').close()"
+    for text in (code, f"\\boxed{{{code}}}", f"${code}$", f"The answer is {code}", f"\\boxed{{1}} = {code}"):
+        answers(grader, text, "12")
+    assert not marker.exists()
 
 
 def test_a_grading_process_that_dies_is_replaced(grader: MathVerify) -> None:
