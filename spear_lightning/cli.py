@@ -1,4 +1,4 @@
-"""The command line: ``spear fit | validate | test | predict | plan | reshard | export | warmstart``.
+"""The command line: ``spear fit | validate | test | predict | plan | reshard | export | warmstart | warmstart-math``.
 
 ``fit`` to ``predict`` are a LightningCLI: every argument of trainer, module and data module is a YAML key, and overlays
 are given one after the other (``-c a.yaml -c b.yaml``; later ones win).
@@ -23,7 +23,10 @@ import spear_lightning.callbacks
 import spear_lightning.engines.huggingface
 import spear_lightning.environments.alfworld
 import spear_lightning.environments.custom
+import spear_lightning.environments.math
 import spear_lightning.environments.mixture
+import spear_lightning.rollout.chat
+import spear_lightning.rollout.chat_tools
 import spear_lightning.rollout.stepwise
 import spear_lightning.rollout.transcript  # noqa: F401 - imported classes can be named in YAML without their module
 from spear_lightning.callbacks.checkpoint import resolve_checkpoint
@@ -40,6 +43,7 @@ COMMANDS = {
     "reshard": "spear_lightning.reshard",
     "export": "spear_lightning.export",
     "warmstart": "spear_lightning.warmstart.run",
+    "warmstart-math": "spear_lightning.warmstart.mathematics",
 }
 """Modules whose ``main`` is a command of its own, imported when it is called."""
 

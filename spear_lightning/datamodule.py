@@ -65,6 +65,9 @@ class RolloutDataModule(LightningDataModule, RankState):
         replay: buffer of past successes; ``None`` trains on fresh episodes alone.
         max_turns: of an episode.
         max_response_tokens: of one turn's response.
+        max_episode_tokens: of a whole episode in ``conversation`` context, prompts and observations included; one that
+            reaches it is truncated as overlong. ``None`` leaves it to the engine.
+        max_active: most episodes that this rank plays at a time; ``None`` plays all of a phase together.
         minibatches: optimizer steps per pass over an iteration's rows.
         epochs: passes over an iteration's rows.
         max_tokens: of a micro-batch: rows times padded length.
@@ -92,6 +95,8 @@ class RolloutDataModule(LightningDataModule, RankState):
         replay: ReplayBuffer | None = None,
         max_turns: int = 50,
         max_response_tokens: int = 512,
+        max_episode_tokens: int | None = None,
+        max_active: int | None = None,
         minibatches: int = 1,
         epochs: int = 1,
         max_tokens: int = 16384,
@@ -103,12 +108,14 @@ class RolloutDataModule(LightningDataModule, RankState):
         for name, value in (
             ("max_turns", max_turns),
             ("max_response_tokens", max_response_tokens),
+            ("max_episode_tokens", max_episode_tokens),
+            ("max_active", max_active),
             ("minibatches", minibatches),
             ("epochs", epochs),
             ("max_tokens", max_tokens),
             ("workers", workers),
         ):
-            if value < 1:
+            if value is not None and value < 1:
                 raise MisconfigurationException(f"data.{name} must be at least 1, not {value}")
         if rollouts.group_size == 1 and advantage.normalizes_std:
             raise MisconfigurationException(
@@ -128,6 +135,7 @@ class RolloutDataModule(LightningDataModule, RankState):
         self.replay = replay
         self.baseline = RewardBaseline()
         self.max_turns, self.max_response_tokens = max_turns, max_response_tokens
+        self.max_episode_tokens, self.max_active = max_episode_tokens, max_active
         self.minibatches, self.epochs, self.max_tokens = minibatches, epochs, max_tokens
         self.workers, self.step_timeout, self.seed = workers, step_timeout, seed
         self.tool_reward_weight = 0.0
@@ -138,7 +146,10 @@ class RolloutDataModule(LightningDataModule, RankState):
     @property
     def max_response_length(self) -> int:
         """Most tokens that one training row can carry a loss on."""
-        return self.max_response_tokens * (self.max_turns if self.agent.context == "conversation" else 1)
+        if self.agent.context != "conversation":
+            return self.max_response_tokens
+        longest = self.max_response_tokens * self.max_turns
+        return longest if self.max_episode_tokens is None else min(longest, self.max_episode_tokens)
 
     # --- set-up --------------------------------------------------------------------------------------------------
 
@@ -163,7 +174,7 @@ class RolloutDataModule(LightningDataModule, RankState):
         elif stage in ("test", "predict"):
             self.environment.tasks("test")
         pool = EnvironmentPool(self.environment, workers=self.workers, step_timeout=self.step_timeout)
-        self._collector = Collector(pool, self.agent, self.engine)
+        self._collector = Collector(pool, self.agent, self.engine, self.max_active, self.max_episode_tokens)
 
     def teardown(self, stage: str) -> None:
         """Stop the workers and free the engine."""
@@ -221,7 +232,7 @@ class RolloutDataModule(LightningDataModule, RankState):
             gather=concatenate,
         )
         ages = [iteration - item.entry.iteration for item in drawn]
-        self.replay.add(admissible_entries(rollout.episodes), iteration, gather=concatenate)
+        self.replay.add(admissible_entries(rollout.episodes, self.agent.has_tools), iteration, gather=concatenate)
         sizes = gather((len(self.replay), len(drawn), sum(ages), sum(item.advantage for item in drawn)))
         size, used, age, advantage = np.sum(np.asarray(sizes, dtype=np.float64), axis=0)
         self._module.record_counts(

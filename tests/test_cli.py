@@ -88,7 +88,7 @@ def test_a_corrupt_game_is_named(capsys, tmp_path):
 @pytest.mark.parametrize(
     "overlays", [[], *[[path] for path in sorted((ROOT / "configs" / "algorithm").glob("*.yaml"))]]
 )
-@pytest.mark.parametrize("task", ["quickstart", "alfworld"])
+@pytest.mark.parametrize("task", ["quickstart", "alfworld", "math"])
 def test_configurations_compose_and_print_config_round_trips(capsys, tmp_path, task, overlays):
     def printed(*files):
         with pytest.raises(SystemExit) as stop:
@@ -99,6 +99,32 @@ def test_configurations_compose_and_print_config_round_trips(capsys, tmp_path, t
     once = printed(ROOT / "configs" / f"{task}.yaml", *overlays)
     (tmp_path / "printed.yaml").write_text(once)
     assert yaml.safe_load(printed(tmp_path / "printed.yaml")) == yaml.safe_load(once)
+
+
+def test_small_configurations_compose(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "-c", str(ROOT / "configs" / "small" / "math.yaml"), "--print_config"])
+    assert stop.value.code in (0, None)
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["data"]["environment"]["init_args"]["tool"] == "code_interpreter"
+
+
+def test_published_settings_of_mathematics_are_the_published_ones():
+    def read(name):
+        return yaml.safe_load((ROOT / "configs" / name).read_text())
+
+    task, spear = read("math.yaml"), read("algorithm/spear-drbot-grpo-math.yaml")
+    data = task["data"]
+    assert data["rollouts"]["group_size"] == 16
+    assert data["max_turns"] == data["environment"]["init_args"]["max_turns"] == 8
+    assert data["agent"]["init_args"]["max_prompt_tokens"] == 2048
+    assert data["max_response_tokens"] == data["max_episode_tokens"] - 2048 == 16384
+    assert data["evaluation"] == {"temperature": 1.0, "top_p": 0.6, "episodes_per_task": 32}
+    assert data["environment"]["init_args"]["grader"] == {"class_path": "StrictBox"}
+    assert (data["reward"]["success"], data["reward"]["failure"]) == (1.0, -1.0)
+    assert spear["trainer"]["callbacks+"][0]["init_args"] == {"imitation_warmup": 300, "tool_reward_decay": 200}
+    loss = spear["model"]["replay_loss"]["init_args"]
+    assert (loss["ratio"], loss["lower"], loss["upper"]) == (0.02, 1.0, 40.0)
 
 
 def test_published_settings_are_the_published_ones():

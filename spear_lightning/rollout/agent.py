@@ -128,6 +128,11 @@ class Agent(ABC):
         return ACTION_TAGS
 
     @property
+    def has_tools(self) -> bool:
+        """Whether there are tools that a success should have used; acting on a world is such a use."""
+        return True
+
+    @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The policy's tokenizer.
 

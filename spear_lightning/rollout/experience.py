@@ -14,8 +14,13 @@ def fresh_rows(scored: Iterable[ScoredEpisode]) -> dict[str, Row]:
     return {key: row for _, key, row in _rows(scored) if row.mask.any()}
 
 
-def admissible_entries(scored: Iterable[ScoredEpisode]) -> list[ReplayEntry]:
-    """Replay entries of the rows with a loss, a positive advantage and at least one tool call (algorithm.md §3)."""
+def admissible_entries(scored: Iterable[ScoredEpisode], has_tools: bool = True) -> list[ReplayEntry]:
+    """Replay entries of the rows with a loss and a positive advantage (algorithm.md §3).
+
+    Args:
+        scored: of one iteration.
+        has_tools: the task has tools: only episodes with at least one tool call are admitted.
+    """
     return [
         ReplayEntry(
             key=key,
@@ -25,7 +30,7 @@ def admissible_entries(scored: Iterable[ScoredEpisode]) -> list[ReplayEntry]:
             iteration=item.episode.iteration,
         )
         for item, key, row in _rows(scored)
-        if row.mask.any() and row.advantage > 0 and item.episode.tool_calls > 0
+        if row.mask.any() and row.advantage > 0 and (item.episode.tool_calls > 0 or not has_tools)
     ]
 
 

@@ -13,6 +13,7 @@ from spear_lightning.engines.huggingface import HuggingFaceEngine
 from spear_lightning.environments.base import TaskSuite
 from spear_lightning.environments.pool import EnvironmentPool
 from spear_lightning.policy import Policy
+from spear_lightning.rollout.agent import Agent
 from spear_lightning.rollout.collector import Collector, EpisodeSpec
 from spear_lightning.rollout.episode import Episode
 from spear_lightning.rollout.transcript import TranscriptAgent
@@ -84,7 +85,9 @@ class Score:
         )
 
 
-def evaluate(suite: TaskSuite, folder: Path, settings: HeldOut, *, workers: int, seed: int) -> list[Score]:
+def evaluate(
+    suite: TaskSuite, folder: Path, settings: HeldOut, *, workers: int, seed: int, agent: Agent | None = None
+) -> list[Score]:
     """Play the suite's validation games with the policy in ``folder``, once per temperature.
 
     Args:
@@ -93,11 +96,12 @@ def evaluate(suite: TaskSuite, folder: Path, settings: HeldOut, *, workers: int,
         settings: how to play.
         workers: environment processes.
         seed: of the sampling.
+        agent: that plays; ``None`` is a ``TranscriptAgent``.
     """
     if not settings.temperatures:
         return []
     policy = Policy(model=str(folder))
-    agent = TranscriptAgent()
+    agent = agent or TranscriptAgent()
     agent.bind(policy.tokenizer)
     engine = HuggingFaceEngine()
     engine.sync(policy, 0)

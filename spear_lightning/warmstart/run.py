@@ -9,21 +9,16 @@ from there::
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
-import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from jsonargparse import ArgumentParser
 from rich.console import Console
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.logging import disable_progress_bar
+from transformers import PreTrainedTokenizerBase
 
 from spear_lightning.environments.base import Task, TaskSuite
 from spear_lightning.loading import fresh_model
@@ -31,12 +26,13 @@ from spear_lightning.randomness import stream_seed
 from spear_lightning.rollout.transcript import TranscriptAgent
 from spear_lightning.warmstart.card import write_card
 from spear_lightning.warmstart.coaching import Coaching, play_coached
-from spear_lightning.warmstart.data import WarmstartDataModule
+from spear_lightning.warmstart.command import run_command
 from spear_lightning.warmstart.demonstrations import TokenRow, Transcript, encode_transcript, play_demonstrations
 from spear_lightning.warmstart.evaluation import HeldOut, Score, evaluate
 from spear_lightning.warmstart.expert import Wandering
+from spear_lightning.warmstart.fitting import fit_rows
 from spear_lightning.warmstart.initialization import compose_name_embeddings
-from spear_lightning.warmstart.module import Optimization, WarmstartModule
+from spear_lightning.warmstart.module import Optimization
 from spear_lightning.warmstart.tokenizer import build_tokenizer
 
 _MODEL = {
@@ -167,7 +163,7 @@ def warmstart(
     _tell(
         f"fitting {network.num_parameters():,} parameters to {len(train)} demonstrations, {optimization.epochs} epochs"
     )
-    _fit(network, train, validation, optimization, seed)
+    fit_rows(network, train, validation, optimization, seed)
     for number in range(coaching.rounds):
         train += play_coached(
             *(network, tokenizer, environment, [task for task in tasks if task not in apart], coaching),
@@ -177,7 +173,7 @@ def warmstart(
             workers=workers,
         )
         again = replace(optimization, epochs=coaching.epochs, learning_rate=coaching.learning_rate)
-        _fit(network, train, validation, again, stream_seed("refit", seed, number))
+        fit_rows(network, train, validation, again, stream_seed("refit", seed, number))
     clock.lap("training")
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -231,33 +227,6 @@ def _split(
     return parts
 
 
-def _fit(
-    network: PreTrainedModel,
-    train: Sequence[TokenRow],
-    validation: Sequence[TokenRow],
-    optimization: Optimization,
-    seed: int,
-) -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed("warmstart", seed))
-        trainer = pl.Trainer(
-            max_epochs=optimization.epochs,
-            accelerator="cpu",
-            devices=1,
-            gradient_clip_val=optimization.max_grad_norm,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            check_val_every_n_epoch=optimization.epochs,
-        )
-        trainer.fit(
-            WarmstartModule(network, optimization),
-            WarmstartDataModule(train, validation, optimization.batch_size, seed),
-        )
-    network.train(False)
-
-
 class _Clock:
     """Wall-clock of the phases of a run."""
 
@@ -277,23 +246,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: as on the command line; ``None`` takes the process's own.
     """
-    parser = ArgumentParser(
-        prog="spear warmstart", description="Clone a search expert into a small policy to start from."
+    result = run_command(
+        warmstart, "spear warmstart", "Clone a search expert into a small policy to start from.", arguments
     )
-    parser.add_argument(
-        "-c", "--config", action="config", help="YAML file; may be given several times, later ones win."
-    )
-    parser.add_function_arguments(warmstart)
-    settings = parser.parse_args(None if arguments is None else list(arguments))
-    settings.pop("config", None)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    cast(Any, disable_progress_bar)()  # of loading and saving, which take milliseconds here
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # newer versions call it `instantiate`, older know only this
-        objects = parser.instantiate_classes(settings)
-    result = warmstart(**objects.as_dict())
     console = Console()
     for score in result.scores:
         console.print(str(score))

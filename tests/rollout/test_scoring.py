@@ -97,6 +97,8 @@ def test_only_better_than_average_episodes_that_acted_are_admitted():
     assert [entry.key for entry in entries] == ["0/0/0/0"]
     assert entries[0].reward == 10.0
     assert entries[0].advantage == pytest.approx(10 / 3)
+    without_tools = admissible_entries(scored, has_tools=False)
+    assert [entry.key for entry in without_tools] == ["0/0/0/0", "0/0/2/0"], "where there is no tool, none is missed"
 
 
 def test_replayed_rows_keep_the_log_probabilities_they_were_played_with():

@@ -1,0 +1,173 @@
+"""One problem, one episode: a turn is either tool calls, which are run and answered, or the final answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import gymnasium
+
+from spear_lightning.environments.math.graders import Grader
+from spear_lightning.environments.math.problems import Problem
+from spear_lightning.environments.tools import CODE_INTERPRETER, ToolCall, parse_calls, write_results
+
+
+class Outcome(Protocol):
+    """What came of running a program."""
+
+    @property
+    def stdout(self) -> str:
+        """What it printed."""
+
+    @property
+    def error(self) -> str | None:
+        """Why it failed, in words for the model; empty or ``None`` if it did not."""
+
+
+class Sandbox(Protocol):
+    """Runs programs that a model wrote, and lets them do no harm."""
+
+    def run(self, code: str) -> Outcome:
+        """Run a program; whatever it does comes back as an outcome. An exception means that the sandbox is broken."""
+
+    def close(self) -> None:
+        """End it."""
+
+
+class Interpreter:
+    """The sandbox that the environments of a process share: opened at the first use, opened again if it broke.
+
+    Args:
+        open_sandbox: makes a sandbox.
+        output_characters: a longer output is cut in its middle.
+    """
+
+    def __init__(self, open_sandbox: Callable[[], Sandbox], output_characters: int) -> None:
+        self._open = open_sandbox
+        self._sandbox: Sandbox | None = None
+        self.output_characters = output_characters
+
+    def open(self) -> None:
+        """Open the sandbox now, so that one that cannot work is found out at the start.
+
+        Raises:
+            Exception: whatever the sandbox says.
+        """
+        self._opened()
+
+    def run(self, code: str) -> str:
+        """What a program printed, and its error if it failed, for the model to read.
+
+        Raises:
+            Exception: the sandbox broke, and a second one too.
+        """
+        try:
+            outcome = self._opened().run(code)
+        except Exception:
+            self.close()
+            outcome = self._opened().run(code)
+        parts = [self._cut(outcome.stdout.rstrip("\n"))] if outcome.stdout else []
+        parts += [f"Error: {self._cut(outcome.error.strip())}"] if outcome.error else []
+        return "\n".join(parts) or "The program ended and printed nothing. Print what you want to see."
+
+    def close(self) -> None:
+        """Close the sandbox, if it is open."""
+        sandbox, self._sandbox = self._sandbox, None
+        if sandbox is not None:
+            try:
+                sandbox.close()
+            except Exception:
+                return  # a broken sandbox need not be able to say goodbye
+
+    def _opened(self) -> Sandbox:
+        if self._sandbox is None:
+            self._sandbox = self._open()
+        return self._sandbox
+
+    def _cut(self, text: str) -> str:
+        left_out = len(text) - self.output_characters
+        if left_out <= 0:
+            return text
+        half = self.output_characters // 2
+        return f"{text[:half]}\n[{left_out} characters left out]\n{text[len(text) - half :]}"
+
+
+class MathEnv(gymnasium.Env[str, str]):
+    """Poses problems. Actions are the messages of a model, observations the results of their tool calls.
+
+    A message with tool calls has them run, and is answered with their results
+    (:func:`~spear_lightning.environments.tools.write_results`); any other message is the final answer: it is graded and
+    ends the episode. The reward is 1 for a right answer.
+
+    Args:
+        pose: the problem of a task id, and what grades it.
+        interpreter: runs code; ``None`` has no tool: every message is a final answer.
+        instruction: put after each question.
+        max_turns: messages after which the episode is cut.
+        code_seconds: the calls of a message that are not begun after so many seconds are not made.
+    """
+
+    def __init__(
+        self,
+        pose: Callable[[str], tuple[Problem, Grader]],
+        interpreter: Interpreter | None,
+        instruction: str,
+        max_turns: int,
+        code_seconds: float,
+    ) -> None:
+        self._pose, self._interpreter = pose, interpreter
+        self._instruction, self._max_turns, self._code_seconds = instruction, max_turns, code_seconds
+        self._posed: tuple[Problem, Grader] | None = None
+        self._turns = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        """Begin an episode.
+
+        Args:
+            seed: not needed, a problem is what it is.
+            options: ``{"task": id}``.
+
+        Raises:
+            ValueError: there is no such task.
+        """
+        super().reset(seed=seed)
+        problem, _ = self._posed = self._pose(str((options or {}).get("task", "")))
+        self._turns = 0
+        text = "\n\n".join(part for part in (problem.question, self._instruction) if part)
+        return text, {"won": False}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Take in a message.
+
+        Args:
+            action: its text, as it was written.
+
+        Raises:
+            RuntimeError: no episode is running.
+        """
+        if self._posed is None:
+            raise RuntimeError("no episode is running: reset the environment first")
+        self._turns += 1
+        calls = parse_calls(action, [CODE_INTERPRETER]) if self._interpreter is not None else []
+        if not calls:
+            problem, grader = self._posed
+            right = grader.grade(action, problem)
+            self._posed = None
+            return "", float(right), True, False, {"won": right}
+        if self._turns >= self._max_turns:
+            self._posed = None
+            return "", 0.0, False, True, {"won": False}  # nobody is left to read what the calls would bring
+        return write_results(self._answers(calls)), 0.0, False, False, {"won": False}
+
+    def _answers(self, calls: list[ToolCall]) -> list[tuple[str, str]]:
+        assert self._interpreter is not None
+        end = time.monotonic() + self._code_seconds
+        answers = []
+        for call in calls:
+            error = call.error
+            if not error and time.monotonic() >= end:
+                error = "not run: the calls before it took too long"
+            answer = f"Error: {error}" if error else self._interpreter.run(call.arguments["code"])
+            answers.append((call.name or CODE_INTERPRETER.name, answer))
+        return answers

@@ -1,0 +1,118 @@
+"""What a mathematics problem is, and where problems come from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question with an answer.
+
+    Attributes:
+        question: what is asked.
+        answer: the reference answer, as text.
+        kind: type that results are broken down by, may be empty.
+        scorer: of its source's own, from an answer to a score in [0, 1]; ``None`` where the source has none.
+    """
+
+    question: str
+    answer: str
+    kind: str = ""
+    scorer: Callable[[str], float] | None = None
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which fields of a record hold what; a name with dots goes into nested records (``reward_model.ground_truth``).
+
+    Args:
+        question: text, or a list of chat messages, whose texts are joined.
+        answer: text or a whole number.
+        kind: type that results are broken down by; empty takes none.
+        remove: pieces of text that are taken out of every question (the instructions of the data set, where they
+            contradict those of the environment).
+    """
+
+    question: str = "question"
+    answer: str = "answer"
+    kind: str = ""
+    remove: list[str] = field(default_factory=list)
+
+    @property
+    def top_level(self) -> list[str]:
+        """The columns that are needed at all."""
+        names = [self.question, self.answer, *([self.kind] if self.kind else [])]
+        return list(dict.fromkeys(name.partition(".")[0] for name in names))
+
+    def problem(self, record: Mapping[str, Any], place: str) -> Problem:
+        """The problem in a record.
+
+        Args:
+            record: one row.
+            place: where it stands, for messages (``file.jsonl, line 3``).
+
+        Raises:
+            ValueError: a field is missing or not text; the message names place, field and what there is.
+        """
+        question = _text_of_chat(_field(record, self.question, place), f"{place}: {self.question}")
+        for piece in self.remove:
+            question = question.replace(piece, "")
+        question = question.strip()
+        if not question:
+            raise ValueError(f"{place}: {self.question} is empty")
+        answer = _field(record, self.answer, place)
+        if isinstance(answer, int) and not isinstance(answer, bool):
+            answer = str(answer)  # exact, and what the answers of competitions are
+        if not isinstance(answer, str) or not answer.strip():
+            shown = "empty" if isinstance(answer, str) else f"{type(answer).__name__}, neither text nor a whole number"
+            raise ValueError(f"{place}: the answer ({self.answer}) is {shown}")
+        kind = str(_field(record, self.kind, place)) if self.kind else ""
+        return Problem(question, answer.strip(), kind)
+
+
+def _field(record: Mapping[str, Any], name: str, place: str) -> Any:
+    value: Any = record
+    path = ""
+    for part in name.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            there = ", ".join(map(str, value)) if isinstance(value, Mapping) else f"a {type(value).__name__}"
+            where = f" in {path}" if path else ""
+            raise ValueError(f"{place}: there is no column {part!r}{where} (wanted: {name}); there is: {there}")
+        value = value[part]
+        path = f"{path}.{part}" if path else part
+    return value
+
+
+def _text_of_chat(value: Any, place: str) -> str:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, Sequence) or not value:
+        raise ValueError(f"{place} is a {type(value).__name__}, neither text nor a list of chat messages")
+    texts = []
+    for message in value:
+        if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
+            raise ValueError(f"{place}: a chat message must have a role and a content that is text")
+        if message.get("role") not in ("system", "user"):
+            raise ValueError(f"{place}: a prompt has messages of system and user, not of {message.get('role')!r}")
+        texts.append(message["content"])
+    return "\n\n".join(texts)
+
+
+class ProblemSource(ABC):
+    """Problems in a fixed order. Cheap to make and to pickle: what is large is read at the first use."""
+
+    @abstractmethod
+    def problems(self) -> Sequence[Problem]:
+        """All problems; equal settings (and data) give the same ones in the same order, in any process.
+
+        Raises:
+            ValueError: the data cannot be used; the message names file, line or setting and the fix.
+        """
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """What the problems are read from, for messages."""
