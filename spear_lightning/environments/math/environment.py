@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import gymnasium
 
-from spear_lightning.environments.math.graders import Grader
+from spear_lightning.environments.math.graders import Grader, answer_of
 from spear_lightning.environments.math.problems import Problem
 from spear_lightning.environments.tools import CODE_INTERPRETER, ToolCall, parse_calls, write_results
 
@@ -154,7 +154,7 @@ class MathEnv(gymnasium.Env[str, str]):
             problem, grader = self._posed
             right = grader.grade(action, problem)
             self._posed = None
-            return "", float(right), True, False, {"won": right}
+            return "", float(right), True, False, {"won": right, "answer": answer_of(action)}
         if self._turns >= self._max_turns:
             self._posed = None
             return "", 0.0, False, True, {"won": False}  # nobody is left to read what the calls would bring

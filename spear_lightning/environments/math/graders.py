@@ -27,6 +27,16 @@ def last_box(text: str) -> str | None:
     return None
 
 
+def answer_of(text: str) -> str:
+    r"""The answer in a final message, for votes over several attempts: the last box, or else the end of the text.
+
+    >>> answer_of("So it is \\boxed{ 4 }."), answer_of("It is\n  4")
+    ('4', 'It is 4')
+    """
+    end = text[-1000:]
+    return " ".join((last_box(end) or end[-100:]).split())
+
+
 class Grader(ABC):
     """Grades final messages. Must be picklable and cheap to make; it is used in one thread of a worker process."""
 

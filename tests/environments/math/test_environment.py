@@ -65,6 +65,7 @@ def test_an_episode_is_calls_and_an_answer(environment: MathEnv, suite: MathProb
     assert answers[4].startswith("The program ended and printed nothing.")
     _, reward, over, cut, info = environment.step(rf"It is \boxed{{{problem.answer}}}.")
     assert (reward, over, cut, info["won"]) == (1.0, True, False, True)
+    assert info["answer"] == problem.answer, "for majority votes"
     with pytest.raises(RuntimeError, match="no episode is running"):
         environment.step("more")
 
