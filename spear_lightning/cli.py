@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 import spear_lightning.algorithm
 import spear_lightning.callbacks
+import spear_lightning.engines.api
 import spear_lightning.engines.huggingface
 import spear_lightning.environments.alfworld
 import spear_lightning.environments.custom

@@ -163,6 +163,11 @@ class RolloutDataModule(LightningDataModule, RankState):
             return
         self.agent.bind(self._module.policy.tokenizer)
         if stage == "fit":
+            if not self.engine.trains:
+                raise MisconfigurationException(
+                    f"data.engine is {type(self.engine).__name__}, which can evaluate and not train: use "
+                    "HuggingFaceEngine, or spear validate"
+                )
             count = len(self.environment.tasks("train"))
             if count < self.rollouts.tasks:
                 raise MisconfigurationException(

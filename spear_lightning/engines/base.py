@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -76,7 +76,12 @@ class RolloutEngine(ABC):
     """Generates responses with the current policy.
 
     A base class and not a protocol, so that a configuration can name an engine by its class name alone.
+
+    Attributes:
+        trains: whether it generates with the policy's weights and tells log-probabilities, so that one can train on it.
     """
+
+    trains: ClassVar[bool] = True
 
     @abstractmethod
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
