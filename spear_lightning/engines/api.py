@@ -28,7 +28,7 @@ class _Answer:
 
 
 class APIEngine(RolloutEngine):
-    """Asks a server for responses, for ``validate``, ``test`` and ``predict``. It cannot train: texts have no log-probs.
+    """Asks a server for responses, for ``validate``, ``test`` and ``predict``. It cannot train: it has no log-probs.
 
     Prompts are sent as text: the server's model has a tokenizer of its own. ``model.policy`` only lends its tokenizer,
     which writes the prompts and reads the answers, so agents that speak plain tags need nothing of the server's.
