@@ -1,0 +1,1 @@
+"""Mathematics problems, and a contained interpreter for the code that the model writes to solve them."""
