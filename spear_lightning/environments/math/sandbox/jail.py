@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import secrets
 import shutil
 import sys
 from collections.abc import Iterable
@@ -16,8 +17,9 @@ _PACKAGES = "/opt/packages"
 _PYTHON = "/opt/python"
 _INSIDE = Path(__file__).with_name("inside")
 _MAIN = "import sys; from inside.zygote import main; main(sys.argv[1:])"
-_FIRST_USER = 1 << 30
-_MANY_USERS = 1 << 16
+_FIRST_USER = 1 << 31  # from here on no convention gives user ids to anybody
+_USERS = 256  # of a sandbox
+_MANY_USERS = 1 << 15
 
 
 def privileged() -> bool:
@@ -25,11 +27,11 @@ def privileged() -> bool:
     return os.geteuid() == 0 and _highest_user() > _MANY_USERS
 
 
-def first_user(number: int) -> int:
-    """User id from which 256 are for the sandbox ``number`` (a process id) alone."""
-    wished = _FIRST_USER + (number << 8)
+def first_user() -> int:
+    """A user id from which 256 are a sandbox' own: drawn, so that no two sandboxes of a machine have the same."""
     highest = _highest_user()
-    return wished if wished + 256 <= highest else highest - 256 * (1 + number % 64)
+    lowest = _FIRST_USER if highest > _FIRST_USER + _MANY_USERS else highest // 2
+    return lowest + _USERS * secrets.randbelow((highest - lowest) // _USERS)
 
 
 def _highest_user() -> int:

@@ -24,7 +24,7 @@ from spear_lightning.environments.math.sandbox.inside.wire import (
 _START_SECONDS = 60.0
 _GRACE_SECONDS = 3.0  # the zygote kills at the wall limit; if it does not answer so much later, the host kills both
 _MAX_REPLY = 64 << 20
-_OWN_PROCESSES = 8  # bwrap twice, the zygote, and a little room
+_OWN_PROCESSES = 3  # bwrap outside, bwrap inside, the zygote
 _OWN_MEMORY = 256 << 20
 _numbers = itertools.count()
 

@@ -14,6 +14,7 @@ import sys
 import threading
 import traceback
 import types
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -47,7 +48,7 @@ class Rules:
     privileged: bool
 
 
-def lock_in(rules: Rules, user: int, descriptors: tuple[int, ...]) -> None:
+def lock_in(rules: Rules, user: int, descriptors: Sequence[int]) -> None:
     """Give up everything that a snippet must not have. Whatever fails here raises, and no snippet is run.
 
     Args:
@@ -101,10 +102,13 @@ def run_once(code: bytes) -> NoReturn:
 def serve(code_from: int, done_to: int) -> NoReturn:
     """Run snippet after snippet over the same variables; a length, then the code, comes through ``code_from``."""
     variables = _main_module().__dict__
+    own = os.getpid()
     while header := _read(code_from, 4):
         code = _read(code_from, int.from_bytes(header, "little"))
         status = execute(code, variables)
         _flush()
+        if os.getpid() != own:  # a fork that the snippet made, and that came to its end
+            os._exit(0)
         os.write(done_to, _RAISED if status else _DONE)
     os._exit(0)
 
@@ -161,7 +165,8 @@ def _exit(status: int) -> NoReturn:
     except BaseException as error:
         _report(error)
         status = status or 1
-    os._exit(status or _flush())
+    flushed = _flush()
+    os._exit(status or flushed)
 
 
 def _read(descriptor: int, length: int) -> bytes:

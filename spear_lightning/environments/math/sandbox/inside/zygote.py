@@ -97,9 +97,10 @@ class Zygote:
             return Reply(Outcome.EXITED)
         if request.action == Action.RUN:
             started = self.fork(request.code, session=False)
-            reply = self.watch(started, request, alone=True)
-            self.end(started)
-            return reply
+            try:
+                return self.watch(started, request, alone=True)
+            finally:
+                self.end(started)
         session = self.sessions.get(request.session) or self.fork(b"", session=True)
         self.sessions[request.session] = session
         self.signal_all(session, signal.SIGCONT)
@@ -114,41 +115,48 @@ class Zygote:
         """Start a cell: at once with ``code``, or as a session that waits for code."""
         self.serial += 1
         user = self.first_user + self.serial % _USER_IDS
-        out, err, inward, done = os.pipe(), os.pipe(), os.pipe(), os.pipe()
-        kernel.unshare(kernel.NEW_PIDS)
+        pipes: list[tuple[int, int]] = []
+        watch = -1
         try:
-            pid = os.fork()
+            while len(pipes) < (4 if session else 2):
+                pipes.append(os.pipe())
+            kernel.unshare(kernel.NEW_PIDS)
+            try:
+                pid = os.fork()
+                if pid == 0:
+                    self._become(code, user, pipes)
+            finally:
+                kernel.setns(self.home, kernel.NEW_PIDS)
+            try:
+                watch = os.pidfd_open(pid)
+            except OSError:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                raise
         except OSError:
-            kernel.setns(self.home, kernel.NEW_PIDS)
-            for descriptor in (*out, *err, *inward, *done):
+            for descriptor in [end for pipe in pipes for end in pipe]:
                 os.close(descriptor)
             raise
-        if pid == 0:
-            self._become(code, session, user, out[1], err[1], inward[0], done[1])
-        kernel.setns(self.home, kernel.NEW_PIDS)
-        for descriptor in (out[1], err[1], inward[0], done[1]):
+        theirs, ours = _ends(pipes)
+        for descriptor in theirs:
             os.close(descriptor)
-        for descriptor in (out[0], err[0], inward[1], done[0]):
+        for descriptor in ours:
             os.set_blocking(descriptor, False)
-        made = Cell(pid, user, os.pidfd_open(pid), out[0], err[0], inward[1], done[0])
-        if not session:
-            os.close(made.code)
-            os.close(made.done)
-            made.code = made.done = -1
-        return made
+        return Cell(pid, user, watch, *ours)
 
-    def _become(self, code: bytes, session: bool, user: int, out: int, err: int, inward: int, done: int) -> None:
+    def _become(self, code: bytes, user: int, pipes: list[tuple[int, int]]) -> None:
         """In the child: never returns, whatever happens."""
         try:
             cell.reset_signals()
+            (out, err, *channel), _ = _ends(pipes)
             os.dup2(out, 1)
             os.dup2(err, 2)
-            rules = replace(self.rules, cpu=self.session_cpu) if session else self.rules
+            rules = replace(self.rules, cpu=self.session_cpu) if channel else self.rules
             if not rules.privileged:  # all cells and the zygote count as one user here
                 rules = replace(rules, processes=rules.processes * (1 + len(self.sessions)) + 2)
-            cell.lock_in(rules, user, (inward, done) if session else ())
-            if session:
-                cell.serve(inward, done)
+            cell.lock_in(rules, user, channel)
+            if channel:
+                cell.serve(*channel)
             cell.run_once(code)
         except BaseException as error:
             os.write(2, f"the sandbox could not be entered: {error}\n".encode())
@@ -244,6 +252,16 @@ class Zygote:
             os.setresuid(-1, 0, -1)
 
 
+def _ends(pipes: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    """Of output, errors and, in a session, code and reports: the cell's ends and the zygote's."""
+    theirs, ours = [], []
+    for number, (reading, writing) in enumerate(pipes):
+        inward = number == 2
+        theirs.append(reading if inward else writing)
+        ours.append(writing if inward else reading)
+    return theirs, ours
+
+
 def main(arguments: list[str]) -> None:
     """Import the libraries, report ready, then serve the host until it closes its end.
 
@@ -264,6 +282,8 @@ def main(arguments: list[str]) -> None:
         sys.modules["numpy"].random.seed(0)
     os.register_at_fork(after_in_child=lambda: random.seed(0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a session that waits takes five
     rules = cell.Rules(
         memory=settings["memory"] + kernel.address_space(),
         cpu=settings["cpu"],
