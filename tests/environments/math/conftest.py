@@ -10,14 +10,14 @@ import pytest
 
 from spear_lightning.environments.math.sandbox import BubblewrapSandbox, SandboxError, SandboxLimits, jail
 
-LIMITS = SandboxLimits(wall_seconds=0.7, cpu_seconds=2, memory_mb=192, processes=8, output_bytes=20_000, disk_mb=8)
+LIMITS = SandboxLimits(wall_seconds=0.5, cpu_seconds=2, memory_mb=192, processes=8, output_bytes=20_000, disk_mb=8)
 
 
-def opened(limits: SandboxLimits = LIMITS, self_test: bool = False) -> BubblewrapSandbox:
+def opened(limits: SandboxLimits = LIMITS, preload: tuple[str, ...] = ()) -> BubblewrapSandbox:
     """An opened bubblewrap sandbox, or the test is skipped with the reason."""
     if shutil.which("bwrap") is None:
         pytest.skip("bubblewrap is not installed")
-    sandbox = BubblewrapSandbox(limits, self_test=self_test)
+    sandbox = BubblewrapSandbox(limits, preload=preload, self_test=False)
     try:
         sandbox.open()
     except SandboxError as error:
@@ -27,7 +27,7 @@ def opened(limits: SandboxLimits = LIMITS, self_test: bool = False) -> Bubblewra
 
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[BubblewrapSandbox]:
-    made = opened()
+    made = opened(preload=("numpy", "sympy"))
     yield made
     made.close()
 
@@ -39,6 +39,6 @@ def user_sandbox() -> Iterator[BubblewrapSandbox]:
         pytest.skip("not root: the other tests are in a user namespace already")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jail, "privileged", lambda: False)
-        made = opened()
+        made = opened(preload=("numpy", "sympy"))
     yield made
     made.close()

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -33,11 +33,20 @@ def alive(pids: list[str]) -> list[str]:
     return [pid for pid in pids if Path("/proc", pid).exists()]
 
 
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[BubblewrapSandbox]:
+    """One that starts fast: these tests end it again and again."""
+    made = opened()
+    yield made
+    made.close()
+
+
 class TestCalls:
-    def test_output_and_libraries(self, sandbox: BubblewrapSandbox) -> None:
-        result = sandbox.run(
-            "import sympy, numpy\nx = sympy.symbols('x')\nprint(sympy.solve(x**2 - 5*x + 6), numpy.eye(2).sum())"
-        )
+    def test_output_and_libraries(self) -> None:
+        code = "import sympy, numpy\nx = sympy.symbols('x')\nprint(sympy.solve(x**2 - 5*x + 6), numpy.eye(2).sum())"
+        opened().close()  # or skip
+        with BubblewrapSandbox() as sandbox:
+            result = sandbox.run(code)
         assert (result.stdout, result.error, result.stderr) == ("[2, 3] 2.0\n", "", "")
         assert 0 < result.seconds < 5
 
@@ -64,7 +73,7 @@ class TestCalls:
         assert (result.stderr, result.error) == ("careful\n", "")
 
     def test_calls_are_equal(self, sandbox: BubblewrapSandbox) -> None:
-        code = "import random, numpy\nprint(random.random(), numpy.random.rand(), list({'a', 'b', 'c', 'd'}))"
+        code = "import random\nprint(random.random(), list({'a', 'b', 'c', 'd'}))"
         assert len({sandbox.run(code).stdout for _ in range(3)}) == 1
 
     def test_asyncio_and_processes_work(self, sandbox: BubblewrapSandbox) -> None:
@@ -89,7 +98,7 @@ class TestCalls:
 class TestLimits:
     def test_wall(self, sandbox: BubblewrapSandbox) -> None:
         result = sandbox.run("print('so far', flush=True)\nwhile True: pass")
-        assert (result.stdout, result.error) == ("so far\n", "killed after 0.7 s")
+        assert (result.stdout, result.error) == ("so far\n", "killed after 0.5 s")
 
     def test_processor_time(self) -> None:
         with opened(SandboxLimits(wall_seconds=10, cpu_seconds=1)) as sandbox:
@@ -109,9 +118,7 @@ class TestLimits:
         assert sandbox.run(code.format(LIMITS.processes - 1)).error == ""
         assert "can't start new thread" in sandbox.run(code.format(LIMITS.processes)).error
 
-    def test_memory_of_all_processes_together(self, sandbox: BubblewrapSandbox) -> None:
-        if "memory" not in sandbox.controllers:
-            pytest.skip("no control group for memory can be made here")
+    def test_memory_of_all_processes_together(self) -> None:
         code = """
 import os, time
 pids = []
@@ -123,9 +130,12 @@ for n in range(6):
         os._exit(0)
 print(sorted(os.waitpid(pid, 0)[1] for pid in pids))
 """
-        killed = sandbox.run(code)
-        assert "9]" in killed.stdout or killed.error  # the kernel took at least one of them
-        assert sandbox.run("print(1)").stdout == "1\n"
+        with opened(SandboxLimits(wall_seconds=10, memory_mb=192, processes=8)) as sandbox:
+            if "memory" not in sandbox.controllers:
+                pytest.skip("no control group for memory can be made here")
+            result = sandbox.run(code)
+            assert "9]" in result.stdout or "signal 9" in result.error  # the kernel took at least one of them
+            assert sandbox.run("print(1)").stdout == "1\n"
 
     def test_output_is_cut_off(self, sandbox: BubblewrapSandbox) -> None:
         result = sandbox.run(f"print('x' * {LIMITS.output_bytes + 1})")
@@ -156,7 +166,7 @@ class TestSessions:
             assert "NameError" in two.run("print(x)").error
             assert two.run("import os\nprint(os.listdir('/tmp'))").stdout == "[]\n"
             assert sandbox.run("import os\nprint(os.listdir('/tmp'))").stdout == "[]\n"
-            assert one.run("print(x)").stdout == "1\n"
+            assert one.run("print(x, open('/tmp/f').read())").stdout == "1 x\n"
 
     @pytest.mark.parametrize(
         "ending",
@@ -255,7 +265,9 @@ class TestProcesses:
         stopped = inside(sandbox)
         for pid in stopped:
             os.kill(int(pid), signal.SIGSTOP)
-        assert "did not answer in time" in sandbox.run("print(1)").error
+        result = sandbox.run("print(1)")
+        assert "did not answer in time" in result.error
+        assert result.seconds < 3
         assert eventually(lambda: not alive(stopped))
         assert sandbox.run("print(2)").stdout == "2\n"
 
@@ -276,7 +288,7 @@ class TestProcesses:
 import sys, time
 from spear_lightning.environments.math.sandbox import BubblewrapSandbox
 from tests.environments.math.test_sandbox_hostile import inside
-sandbox = BubblewrapSandbox(self_test=False)
+sandbox = BubblewrapSandbox(preload=(), self_test=False)
 sandbox.open()
 sandbox.session().run("import os, time\\nif os.fork() == 0: time.sleep(100)")
 print(*inside(sandbox), flush=True)
@@ -296,11 +308,12 @@ time.sleep(100)
 import json, os
 from spear_lightning.environments.math.sandbox import BubblewrapSandbox, SandboxLimits
 from tests.environments.math.test_sandbox_hostile import inside
-sandbox = BubblewrapSandbox(SandboxLimits(wall_seconds=10, processes=4), self_test=False)
+sandbox = BubblewrapSandbox(SandboxLimits(wall_seconds=10, processes=4), preload=("numpy",), self_test=False)
 sandbox.open()
 def state():
     zygote = inside(sandbox)[-1]
-    return [len(inside(sandbox)), len(os.listdir("/proc/self/fd")), len(os.listdir(f"/proc/{zygote}/fd"))]
+    mounts = open(f"/proc/{zygote}/mounts").read().count("\\n")
+    return [len(inside(sandbox)), len(os.listdir("/proc/self/fd")), len(os.listdir(f"/proc/{zygote}/fd")), mounts]
 before = state()
 wrong = [n for n in range(100) if sandbox.run(f"print({n})").stdout != f"{n}\\n"]
 wrong += [n for n in range(10) if "BlockingIOError" not in sandbox.run("import os\\nwhile True: os.fork()").error]

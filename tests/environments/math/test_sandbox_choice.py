@@ -24,7 +24,7 @@ from spear_lightning.environments.math.sandbox import (
     jail,
     open_sandbox,
 )
-from spear_lightning.environments.math.sandbox.selftest import verify
+from spear_lightning.environments.math.sandbox.selftest import _honest, verify
 from tests.environments.math.conftest import LIMITS, opened
 
 MODULE = "spear_lightning.environments.math.sandbox"
@@ -70,9 +70,7 @@ def test_the_self_test_finds_each_way_out() -> None:
 
 def test_the_self_test_needs_honest_code_to_work() -> None:
     honest = NoSandbox("factorial")
-    with pytest.raises(SandboxError, match="an honest snippet failed"):
-        verify(honest, honest.call)
-    os.unlink("/tmp/left")
+    assert "an honest snippet failed" in next(_honest(honest.call))
 
 
 def test_bubblewrap_is_taken_where_it_works() -> None:

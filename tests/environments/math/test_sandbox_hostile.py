@@ -93,6 +93,10 @@ def test_it_is_contained(sandbox: BubblewrapSandbox, snippet: Hostile, host: dic
     check_contained(sandbox, snippet, host)
 
 
+def test_random_numbers_are_the_same_in_every_call(sandbox: BubblewrapSandbox) -> None:
+    assert len({sandbox.run("import numpy\nprint(numpy.random.rand())").stdout for _ in range(3)}) == 1
+
+
 @pytest.mark.parametrize(
     "snippet", [*hostile.FILES, *hostile.NETWORK, *hostile.KERNEL, *hostile.POISON], ids=lambda snippet: snippet.name
 )

@@ -13,7 +13,7 @@ from spear_lightning.environments.math.sandbox import MontySandbox, Sandbox, San
 from tests.environments.math import hostile
 from tests.environments.math.hostile import Hostile
 
-LIMITS = SandboxLimits(wall_seconds=0.5, memory_mb=64, output_bytes=20_000)
+LIMITS = SandboxLimits(wall_seconds=0.2, memory_mb=64, output_bytes=20_000)
 
 pytest.importorskip("pydantic_monty", reason="pydantic-monty is not installed")
 

@@ -24,6 +24,7 @@ _DONE, _RAISED = b"\0", b"\1"
 _NOBODY_GROUP = 65534
 _OPEN_FILES = 128
 _INODES = 4096
+_SIGNALS = 256  # queued signals and timers, which are the kernel's memory
 _CODE_NAME = "<code>"
 
 
@@ -86,6 +87,7 @@ def _set_limits(rules: Rules) -> None:
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_MSGQUEUE: 0,
+        resource.RLIMIT_SIGPENDING: _SIGNALS,
         resource.RLIMIT_AS: rules.memory,
     }
     for name, most in limits.items():
