@@ -34,7 +34,11 @@ SNIPPETS = {
 
 def quartiles(seconds: list[float]) -> dict[str, float]:
     low, middle, high = statistics.quantiles(seconds, n=4)
-    return {"median_ms": 1e3 * middle, "q1_ms": 1e3 * low, "q3_ms": 1e3 * high, "n": len(seconds)}
+    return {"median_ms": _ms(middle), "q1_ms": _ms(low), "q3_ms": _ms(high), "n": len(seconds)}
+
+
+def _ms(seconds: float) -> float:
+    return round(1e3 * seconds, 3)
 
 
 def timed(action: Callable[[], Any], repeats: int) -> dict[str, float]:
