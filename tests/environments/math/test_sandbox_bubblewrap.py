@@ -8,6 +8,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -336,6 +337,16 @@ print(len(os.listdir("/proc/self/fd")))
             assert after == before
             assert descriptors == before[1] - 3
         assert not left_groups()
+
+    def test_it_works_after_the_thread_that_opened_it_ended(self) -> None:
+        opened().close()  # or skip
+        sandbox = BubblewrapSandbox(LIMITS, preload=(), self_test=False)
+        thread = threading.Thread(target=sandbox.open)
+        thread.start()
+        thread.join()
+        assert eventually(lambda: not inside(sandbox))  # the kernel ends it with its thread
+        assert sandbox.run("print(1)").stdout == "1\n"
+        sandbox.close()
 
     def test_it_is_pickled_without_what_is_alive(self, sandbox: BubblewrapSandbox) -> None:
         sandbox.run("print(1)")
