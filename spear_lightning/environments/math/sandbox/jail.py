@@ -109,7 +109,9 @@ def _python() -> tuple[list[str], str]:
     base = os.path.realpath(sys.base_prefix)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     if base == "/usr":
-        return [], f"/usr/bin/{version}"
+        hidden = "/usr/lib/python3/dist-packages"
+        arguments = ["--tmpfs", hidden, "--remount-ro", hidden] if os.path.isdir(hidden) else []
+        return arguments, f"/usr/bin/{version}"
     interpreter, packages = f"{_PYTHON}/bin/{version}", f"{_PYTHON}/lib/{version}/site-packages"
     arguments = ["--ro-bind", f"{base}/bin/{version}", interpreter, "--ro-bind", f"{base}/lib", f"{_PYTHON}/lib"]
     return [*arguments, "--tmpfs", packages, "--remount-ro", packages], interpreter
