@@ -22,6 +22,7 @@ import spear_lightning.callbacks
 import spear_lightning.engines.huggingface
 import spear_lightning.environments.alfworld
 import spear_lightning.environments.custom
+import spear_lightning.environments.webshop
 import spear_lightning.rollout.stepwise
 import spear_lightning.rollout.transcript  # noqa: F401 - imported classes can be named in YAML without their module
 from spear_lightning.callbacks.checkpoint import resolve_checkpoint

@@ -11,7 +11,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from spear_lightning.warmstart.expert import Motive, Wandering
+from spear_lightning.warmstart.expert import Expert, Motive, Wandering
+from spear_lightning.warmstart.phrases import WEBSHOP_PHRASES
 
 _CAP = re.compile(r",? and price lower than (\d+(?:\.\d+)?) dollars")
 _LISTED = re.compile(r" with ((?:(?! with )[^:])+: .*)$")
@@ -92,8 +93,11 @@ class _Item:
     read: set[str] = field(default_factory=set)  # sub-pages
 
 
-class ShoppingExpert:
+class ShoppingExpert(Expert):
     """Shops for one goal at a time from text alone.
+
+    It writes ``click[ red ]`` with spaces inside the brackets, which the shop does not mind: so ``red`` is the same
+    token in an action as on a page, and a small policy can copy it.
 
     Args:
         seed: of all wandering.
@@ -103,6 +107,8 @@ class ShoppingExpert:
     Attributes:
         motive: why the latest action was chosen.
     """
+
+    phrases = WEBSHOP_PHRASES
 
     def __init__(self, seed: int, wandering: Wandering = Wandering()) -> None:  # noqa: B008 - frozen
         self._random = random.Random(seed)
@@ -159,7 +165,7 @@ class ShoppingExpert:
 
     def _note(self, action: str) -> None:
         """Remember what an action opens."""
-        label = action.partition("[")[2].removesuffix("]").lower()
+        label = action.partition("[")[2].strip(" ]").lower()
         if any(hit.asin.lower() == label for hit in self._hits):
             self._opened.append(label)
             self._item = _Item()
@@ -202,11 +208,11 @@ class ShoppingExpert:
     def _advance(self, place: str) -> str:
         """The next action that serves the goal."""
         if place == "search":
-            return f"search[{' '.join(self._order.words)}]"
+            return f"search[ {' '.join(self._order.words)} ]"
         if place == "results":
             return self._open_best()
         if place == "sub":
-            return "click[< prev]"
+            return _click("< prev")
         return self._examine()
 
     def _open_best(self) -> str:
@@ -214,12 +220,12 @@ class ShoppingExpert:
         cap, hurry = self._order.cap, self._moves >= _PATIENCE
         affordable = [hit for hit in fresh if hit.highest <= cap] or [hit for hit in fresh if hit.lowest <= cap]
         if affordable:
-            return f"click[{affordable[0].asin.lower()}]"
+            return _click(affordable[0].asin.lower())
         if self._more and self._page < _MOST_PAGES and not hurry:
-            return "click[next >]"
+            return _click("next >")
         if not self._hits:
-            return "click[back to search]"
-        return f"click[{(fresh or self._hits)[0].asin.lower()}]"
+            return _click("back to search")
+        return _click((fresh or self._hits)[0].asin.lower())
 
     def _examine(self) -> str:
         """Read on, go back, choose an option, or buy."""
@@ -228,14 +234,14 @@ class ShoppingExpert:
         unknown = [word for word in self._order.words if word not in item.words]
         lacking = [name for name, value in self._order.pairs.items() if value not in picks.values() and name]
         if lacking and not hurry:
-            return "click[< prev]"
+            return _click("< prev")
         if unknown and not hurry:
             unread = [name for name in ("features", "description") if name not in item.read]
-            return f"click[{unread[0]}]" if unread else "click[< prev]"
+            return _click(unread[0]) if unread else _click("< prev")
         for value in picks.values():
             if value not in item.chosen:
-                return f"click[{value}]"
-        return "click[buy now]"
+                return _click(value)
+        return _click("buy now")
 
     def _picks(self) -> dict[str, str]:
         """The value to choose of each option that the instruction speaks of."""
@@ -264,7 +270,7 @@ class ShoppingExpert:
         for chance, motive, options in choices:
             if draw < chance:
                 labels = options(place)
-                return (motive, f"click[{self._random.choice(labels)}]") if labels else None
+                return (motive, _click(self._random.choice(labels))) if labels else None
             draw -= chance
         return None
 
@@ -282,6 +288,10 @@ class ShoppingExpert:
 
     def _fumbles(self, place: str) -> list[str]:
         return {"results": ["buy now"], "item": ["next >"], "sub": ["buy now"]}.get(place, ["buy now"])
+
+
+def _click(label: str) -> str:
+    return f"click[ {label} ]"
 
 
 def _place(pieces: list[str]) -> str:

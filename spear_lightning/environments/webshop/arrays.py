@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class BlobWriter:
     def __init__(self, folder: Path, name: str) -> None:
         self._folder, self._name = folder, name
         self._file = (folder / f"{name}.bin").open("wb")
-        self._ends: list[int] = []
+        self._ends = array("q")
 
     def add(self, content: bytes) -> None:
         """Append a string."""

@@ -61,8 +61,7 @@ def _build(folder: Path, source: Source) -> None:
     records, index = BlobWriter(folder, "records"), IndexBuilder(folder)
     goals = _GoalLists()
     categories: dict[str, int] = {}
-    departments: list[int] = []
-    prices: list[float] = []
+    departments, prices = array("i"), array("d")
     with_human = 0
     for number, entry in enumerate(source.entries(scratch)):
         product = entry.product
@@ -118,7 +117,7 @@ class _GoalLists:
     def save(self, folder: Path) -> None:
         for kind, pairs in self._pairs.items():
             table = np.asarray(pairs, np.int32).reshape(-1, 2)
-            save_array(folder, f"goals_{kind}", table[published_order(len(table))])
+            save_array(folder, f"goals_{kind}", table[np.asarray(published_order(len(table)))])
 
 
 class Catalogue:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -98,12 +99,12 @@ def variants(options: Mapping[str, Sequence[str]]) -> int:
     return min(math.prod(len(values) for values in options.values()), MOST_VARIANTS)
 
 
-def published_order(count: int) -> list[int]:
+def published_order(count: int) -> array[int]:
     """The order in which goals are numbered: the original shuffles them with the seed 233.
 
     Args:
-        count: number of goals.
+        count: number of goals; a large catalogue has tens of millions.
     """
-    order = list(range(count))
+    order = array("i", range(count))
     random.Random(_ORDER_SEED).shuffle(order)
     return order

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from array import array
 from collections import Counter
 from pathlib import Path
 
@@ -59,7 +60,7 @@ class IndexBuilder:
         self._folder = folder
         self._analyze = Analyzer()
         self._vocabulary: dict[str, int] = {}
-        self._lengths: list[int] = []
+        self._lengths = array("i")
         self._terms: list[int] = []
         self._counts: list[int] = []
         self._sizes: list[int] = []  # distinct terms of each document of the chunk
