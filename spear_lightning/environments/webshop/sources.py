@@ -98,7 +98,7 @@ class OfficialFiles(Source):
         """The products of the catalogue file."""
         catalogue, attribute_file, *_ = self._files()
         attributes = _Table(scratch, "attributes", read_object(attribute_file))
-        human = self._human()
+        human = self._human(scratch)
         reviews = self._reviews(scratch)
         self._human_products = len(human)
         records = islice(read_array(catalogue), self.products)
@@ -120,9 +120,9 @@ class OfficialFiles(Source):
             needed.append(found)
         return needed + [self.folder / name for name in (HUMAN_FILE, REVIEW_FILE) if (self.folder / name).is_file()]
 
-    def _human(self) -> dict[str, Any]:
+    def _human(self, scratch: Path) -> Mapping[str, Any]:
         path = self.folder / HUMAN_FILE
-        return dict(read_object(path)) if path.is_file() else {}
+        return _Table(scratch, "human", read_object(path)) if path.is_file() else {}
 
     def _reviews(self, scratch: Path) -> Mapping[str, Any] | None:
         path = self.folder / REVIEW_FILE

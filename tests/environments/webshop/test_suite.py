@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from gymnasium.error import ResetNeeded
 
 from spear_lightning.environments.base import Split
@@ -20,6 +22,7 @@ from spear_lightning.environments.webshop.generator import write_official_layout
 from spear_lightning.warmstart.expert import Wandering
 from spear_lightning.warmstart.shopping import Order, ShoppingExpert
 
+ROOT = Path(__file__).parents[3]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
@@ -295,6 +298,26 @@ def test_the_cache_follows_the_users_setting(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     WebShop(products=34, test=1, validation=1).prepare()
     assert list((tmp_path / "spear-lightning" / "webshop").glob("*/catalogue.json"))
+
+
+def test_the_configurations_have_the_published_settings_and_disjoint_goals() -> None:
+    def read(name: str) -> Any:
+        return yaml.safe_load((ROOT / "configs" / name).read_text(encoding="utf-8"))
+
+    published = read("webshop.yaml")
+    data = published["data"]
+    assert published["trainer"]["max_epochs"] == 350
+    assert (data["rollouts"]["tasks"], data["rollouts"]["group_size"], data["max_turns"]) == (32, 8, 15)
+    agent = data["agent"]["init_args"]
+    assert (agent["history_length"], agent["max_prompt_tokens"], data["max_response_tokens"]) == (2, 4096, 512)
+    assert (data["evaluation"]["temperature"], data["reward"]["success"]) == (0.4, 10)
+    WebShop(**data["environment"]["init_args"])
+    small, shown = read("small/webshop.yaml"), read("warmstart-webshop.yaml")
+    learned, demonstrated = small["data"]["environment"]["init_args"], shown["environment"]["init_args"]
+    for key in ("products", "goals", "catalogue"):
+        assert learned[key] == demonstrated[key]
+    assert learned["test"] + learned["validation"] + learned["train"] <= demonstrated["test"]
+    assert small["model"]["policy"]["model"] == shown["output"]
 
 
 def test_importing_the_suite_loads_no_engine() -> None:
