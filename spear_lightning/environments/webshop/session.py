@@ -93,7 +93,7 @@ class Session:
         elif label == _PREVIOUS:
             self._show_item()
         elif self._place == "results":
-            self._open(label.upper())
+            self._open(label)
         elif label in _SUB_PAGES:
             self._place, self.page = "sub", pages.sub_page(self._shown, _SUB_PAGES[label])
         elif label == _BUY:
@@ -107,10 +107,10 @@ class Session:
         self._place, self._number, self._chosen = "results", number, {}
         self.page = pages.results_page(cards, number, len(self._hits))
 
-    def _open(self, asin: str) -> None:
+    def _open(self, label: str) -> None:
         first = (self._number - 1) * pages.PER_PAGE
         shown = self._hits[first : first + pages.PER_PAGE]
-        self._product = next(hit for hit in shown if self._catalogue.card(hit)[0] == asin)
+        self._product = next(hit for hit in shown if self._catalogue.card(hit)[0].lower() == label)
         self._show_item()
 
     def _show_item(self) -> None:

@@ -18,6 +18,7 @@ from spear_lightning.environments.webshop.prices import (
     read_prices,
 )
 from spear_lightning.environments.webshop.records import RecordError, read_product
+from spear_lightning.environments.webshop.session import Session
 from spear_lightning.environments.webshop.sources import OfficialFiles
 
 RECORD: dict[str, Any] = {
@@ -143,6 +144,22 @@ def test_official_files_hold_what_was_generated(official: Path, tmp_path: Path) 
         assert read.goals(kind) == made.goals(kind) > 40
         assert all(read.goal(kind, number) == made.goal(kind, number) for number in range(read.goals(kind)))
     assert not list((tmp_path / "cache").rglob("scratch"))
+
+
+def test_odd_letters_in_names_and_options_can_be_clicked(official: Path, tmp_path: Path) -> None:
+    def change(records: list[dict[str, Any]]) -> None:
+        values = ["İ ß", "a]b[c", "\ud800", "  two  words ", "click[x]"]
+        records[0]["asin"], records[0]["name"] = "İß00000000", "Zebra \ud800 [SEP] <b>"
+        records[0]["customization_options"] = {"Größe": [{"value": value} for value in values]}
+
+    edit(official / "items_shuffle.json", change)
+    shop = build(official, tmp_path)
+    session = Session(shop, shop.goal("human", 0))
+    assert session.act("search[zebra]")
+    assert session.act(session.page.admissible[-1])
+    for action in session.page.admissible[2:7]:
+        assert session.act(action), action
+    assert session.act("click[buy now]")
 
 
 def test_long_asins_and_repeated_ones_are_dropped(official: Path, tmp_path: Path) -> None:
