@@ -7,7 +7,7 @@ Three measurements, each on generated catalogues, written in the official file f
 * ``large``: a catalogue file of ``--products`` products is read and built once (seconds, peak memory of its own of
   the building process), then opened by fresh processes (milliseconds; private and shared memory after playing);
 * ``steps``: steps a second of one process on 1 000 products, the expert's own moves played again, and the time that a
-  page takes;
+  page takes once its records have been read;
 * ``search``: milliseconds a query on 20 000 products.
 """
 
