@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed; set PYTHON=/path/to/python3")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[alfworld,lora,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[alfworld,webshop,lora,dev]'
 	touch $@
 
 # make quickstart WARMSTART=1 first makes the policy it starts from anew (the shipped one was made by the same command).
