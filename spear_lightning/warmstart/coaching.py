@@ -25,7 +25,7 @@ from spear_lightning.rollout.agent import Ids, Player, Prompt, Response
 from spear_lightning.rollout.collector import Collector, EpisodeSpec
 from spear_lightning.rollout.transcript import TranscriptAgent
 from spear_lightning.warmstart.demonstrations import TokenRow
-from spear_lightning.warmstart.expert import SearchExpert, Wandering
+from spear_lightning.warmstart.expert import Expert, SearchExpert, Wandering
 
 _MOST_TURNS = 1000
 _ACTIVE = 64  # episodes played together
@@ -77,6 +77,7 @@ def play_coached(
     max_response_tokens: int,
     wandering: Wandering,
     workers: int,
+    expert: type[Expert] = SearchExpert,
 ) -> list[TokenRow]:
     """Play each task once with the policy as it is, coached.
 
@@ -90,6 +91,7 @@ def play_coached(
         max_response_tokens: of a turn.
         wandering: of the expert; its detours and blunders are made but not learned.
         workers: environment processes.
+        expert: that coaches.
 
     Returns:
         Rows in which only the expert's moves are learned.
@@ -98,7 +100,7 @@ def play_coached(
         network.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         policy = Policy(model=folder)
-    agent = CoachedAgent(seed, settings.share, wandering)
+    agent = CoachedAgent(seed, settings.share, wandering, expert)
     agent.bind(policy.tokenizer)
     engine = HuggingFaceEngine()
     engine.sync(policy, 0)
@@ -119,18 +121,25 @@ class CoachedAgent(TranscriptAgent):
         seed: of the expert and of its interventions.
         share: of turns in which the expert's move is made in place of the policy's.
         wandering: of the expert.
+        expert: that sits there.
     """
 
-    def __init__(self, seed: int, share: float, wandering: Wandering = Wandering()) -> None:  # noqa: B008 - frozen
+    def __init__(
+        self,
+        seed: int,
+        share: float,
+        wandering: Wandering = Wandering(),  # noqa: B008 - frozen
+        expert: type[Expert] = SearchExpert,
+    ) -> None:
         super().__init__()
-        self._seed, self._share, self._wandering = seed, share, wandering
+        self._seed, self._share, self._wandering, self._expert = seed, share, wandering, expert
         self._players: list[CoachedPlayer] = []
 
     def start(self, task: Task, observation: Observation) -> CoachedPlayer:  # type: ignore[override]
         """Begin an episode."""
         seed = stream_seed("coach", self._seed, task.id)
         takes_over = uniforms(seed, _MOST_TURNS) < self._share
-        player = CoachedPlayer(self, observation, SearchExpert(seed, self._wandering), takes_over)
+        player = CoachedPlayer(self, observation, self._expert(seed, self._wandering), takes_over)
         self._players.append(player)
         return player
 
@@ -151,7 +160,7 @@ class CoachedPlayer(Player):
     """
 
     def __init__(
-        self, agent: CoachedAgent, observation: Observation, expert: SearchExpert, takes_over: npt.NDArray[np.bool_]
+        self, agent: CoachedAgent, observation: Observation, expert: Expert, takes_over: npt.NDArray[np.bool_]
     ) -> None:
         self._agent, self._expert, self._takes_over = agent, expert, takes_over
         self._turn = 0

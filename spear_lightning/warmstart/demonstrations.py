@@ -1,4 +1,4 @@
-"""Demonstrations: the search expert plays games on the real engine, and its transcripts become token rows.
+"""Demonstrations: an expert plays on the real engine, and its transcripts become token rows.
 
 Games are played in worker processes (the engine is never loaded in the caller). What is played depends only on the
 seed, the task and the repetition, not on the number of workers.
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from spear_lightning.environments.base import Task, TaskSuite
 from spear_lightning.randomness import stream_seed
-from spear_lightning.warmstart.expert import Motive, SearchExpert, Wandering
+from spear_lightning.warmstart.expert import Expert, Motive, SearchExpert, Wandering
 
 if TYPE_CHECKING:  # workers import this module and need none of it
     from spear_lightning.rollout.transcript import TranscriptAgent
@@ -81,9 +81,7 @@ class TokenRow:
         return len(self.ids)
 
 
-def play_transcript(
-    environment: gymnasium.Env[str, str], task: Task, expert: SearchExpert, max_steps: int
-) -> Transcript:
+def play_transcript(environment: gymnasium.Env[str, str], task: Task, expert: Expert, max_steps: int) -> Transcript:
     """Let ``expert`` play ``task`` to its end or to ``max_steps`` actions."""
     observation, info = environment.reset(seed=task.seed, options={"task": task.id})
     instruction = str(info["task"])
@@ -111,6 +109,7 @@ def play_demonstrations(
     repetitions: int = 1,
     max_steps: int = 50,
     workers: int = 1,
+    expert: type[Expert] = SearchExpert,
 ) -> list[Transcript]:
     """Play every task ``repetitions`` times.
 
@@ -122,25 +121,32 @@ def play_demonstrations(
         repetitions: transcripts per task, each with other choices.
         max_steps: most actions in a game.
         workers: processes; 0 plays in this process.
+        expert: that plays.
 
     Returns:
         All transcripts, successful or not, in order of task and repetition.
     """
     if workers == 0:
-        return _play_chunk(suite, tasks, seed, wandering, repetitions, max_steps)
+        return _play_chunk(suite, tasks, seed, wandering, repetitions, max_steps, expert)
     # Contiguous chunks: repetitions of a game stay in one worker, which loads it once.
     chunks = [list(part) for part in np.array_split(np.arange(len(tasks)), max(1, min(4 * workers, len(tasks))))]
     # spawn: a forked child of a process that runs torch threads may hang.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         parts = [
-            pool.submit(_play_chunk, suite, [tasks[i] for i in chunk], seed, wandering, repetitions, max_steps)
+            pool.submit(_play_chunk, suite, [tasks[i] for i in chunk], seed, wandering, repetitions, max_steps, expert)
             for chunk in chunks
         ]
         return [transcript for part in parts for transcript in part.result()]
 
 
 def _play_chunk(
-    suite: TaskSuite, tasks: Sequence[Task], seed: int, wandering: Wandering, repetitions: int, max_steps: int
+    suite: TaskSuite,
+    tasks: Sequence[Task],
+    seed: int,
+    wandering: Wandering,
+    repetitions: int,
+    max_steps: int,
+    expert: type[Expert],
 ) -> list[Transcript]:
     environment = suite.make()
     try:
@@ -148,7 +154,7 @@ def _play_chunk(
             play_transcript(
                 environment,
                 task,
-                SearchExpert(stream_seed("demonstration", seed, task.id, repetition), wandering),
+                expert(stream_seed("demonstration", seed, task.id, repetition), wandering),
                 max_steps,
             )
             for task in tasks

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import random
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
+
+from spear_lightning.warmstart.phrases import ALFWORLD_PHRASES
 
 Treatment = Literal["", "clean", "heat", "cool", "light"]
 Motive = Literal["purpose", "stray", "fumble"]
@@ -119,8 +122,51 @@ class _Beliefs:
         return [r for r in self.receptacles if noun(r) == kind]
 
 
-class SearchExpert:
-    """Plays one episode at a time from text alone.
+class Expert(ABC):
+    """A scripted agent that reads what a language model would read, and shows how it is done.
+
+    Args:
+        seed: of all its choices.
+        wandering: how demonstrations stray; by default not at all.
+
+    Attributes:
+        phrases: set phrases of its world, each of which becomes one token of a policy that learns from it.
+        motive: why the latest action was chosen.
+    """
+
+    phrases: ClassVar[tuple[str, ...]] = ()
+    motive: Motive
+
+    @abstractmethod
+    def __init__(self, seed: int, wandering: Wandering = Wandering()) -> None: ...
+
+    @abstractmethod
+    def reset(self, task: str, observation: str) -> None:
+        """Start an episode.
+
+        Args:
+            task: the instruction.
+            observation: the first one.
+
+        Raises:
+            ValueError: the instruction or the observation cannot be read.
+        """
+
+    @abstractmethod
+    def act(self, observation: str = "") -> str:
+        """Read what the previous action brought about and choose the next one.
+
+        Args:
+            observation: answer to the previous action; the first observation, or nothing, at the first call.
+        """
+
+    @abstractmethod
+    def overrule(self, action: str) -> None:
+        """Not the move that :meth:`act` chose was made, but this one; the next observation answers it."""
+
+
+class SearchExpert(Expert):
+    """Plays one household game at a time from text alone.
 
     Example::
 
@@ -137,6 +183,8 @@ class SearchExpert:
     Attributes:
         motive: why the latest action was chosen.
     """
+
+    phrases = ALFWORLD_PHRASES
 
     def __init__(self, seed: int, wandering: Wandering = Wandering()) -> None:
         self._random = random.Random(seed)

@@ -1,6 +1,6 @@
 """``spear warmstart``: from nothing to a small policy that has begun to know the game.
 
-The search expert plays generated games, a tokenizer is built from its transcripts, a fresh model clones them, and the
+An expert plays generated games, a tokenizer is built from its transcripts, a fresh model clones them, and the
 result is written as a Hugging Face folder together with what it scores on held-out games. Reinforcement learning starts
 from there::
 
@@ -29,7 +29,7 @@ from spear_lightning.warmstart.coaching import Coaching, play_coached
 from spear_lightning.warmstart.command import run_command
 from spear_lightning.warmstart.demonstrations import TokenRow, Transcript, encode_transcript, play_demonstrations
 from spear_lightning.warmstart.evaluation import HeldOut, Score, evaluate
-from spear_lightning.warmstart.expert import Wandering
+from spear_lightning.warmstart.expert import Expert, SearchExpert, Wandering
 from spear_lightning.warmstart.fitting import fit_rows
 from spear_lightning.warmstart.initialization import compose_name_embeddings
 from spear_lightning.warmstart.module import Optimization
@@ -53,6 +53,7 @@ class Demonstrations:
     """What the expert plays.
 
     Args:
+        expert: class that plays.
         repetitions: transcripts per training game of the environment, each with other choices.
         max_steps: most actions of a demonstration; it may be more than the policy will have. Games that are not won by
             then are left out.
@@ -65,6 +66,7 @@ class Demonstrations:
         ValueError: a value is out of range; the message names the key.
     """
 
+    expert: type[Expert] = SearchExpert
     repetitions: int = 2
     max_steps: int = 50
     wandering: Wandering = field(default_factory=lambda: Wandering(detour=0.1, waste=0.05, blunder=0.03, fumble=0.05))
@@ -111,7 +113,7 @@ def warmstart(
     name: str = "spear-warmstart",
     command: str = "spear warmstart",
 ) -> WarmstartResult:
-    """Clone the search expert into a fresh model and write a Hugging Face folder.
+    """Clone an expert into a fresh model and write a Hugging Face folder.
 
     Args:
         environment: its training games are demonstrated, its validation games show the result. They must be other
@@ -153,7 +155,8 @@ def warmstart(
     transcripts = _demonstrate(environment, demonstrations, workers, seed)
     clock.lap("demonstrations")
 
-    tokenizer = build_tokenizer(text for transcript in transcripts for text in transcript.texts())
+    texts = (text for transcript in transcripts for text in transcript.texts())
+    tokenizer = build_tokenizer(texts, phrases=demonstrations.expert.phrases)
     network = fresh_model(model, tokenizer, "model", dtype=torch.float32, attention="sdpa", seed=seed)
     if compose_names:
         compose_name_embeddings(network, tokenizer)
@@ -171,6 +174,7 @@ def warmstart(
             max_response_tokens=held_out.max_response_tokens,
             wandering=demonstrations.wandering,
             workers=workers,
+            expert=demonstrations.expert,
         )
         again = replace(optimization, epochs=coaching.epochs, learning_rate=coaching.learning_rate)
         fit_rows(network, train, validation, again, stream_seed("refit", seed, number))
@@ -201,6 +205,7 @@ def _demonstrate(suite: TaskSuite, settings: Demonstrations, workers: int, seed:
         repetitions=settings.repetitions,
         max_steps=settings.max_steps,
         workers=workers,
+        expert=settings.expert,
     )
     won = [transcript for transcript in played if transcript.success]
     if len(won) < 2:
@@ -247,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: as on the command line; ``None`` takes the process's own.
     """
     result = run_command(
-        warmstart, "spear warmstart", "Clone a search expert into a small policy to start from.", arguments
+        warmstart, "spear warmstart", "Clone a scripted expert into a small policy to start from.", arguments
     )
     console = Console()
     for score in result.scores:

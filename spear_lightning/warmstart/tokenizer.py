@@ -18,43 +18,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
+from spear_lightning.warmstart.phrases import ALFWORLD_PHRASES
+
 TAGS = ("<task>", "<obs>", "<action>", "</action>", "<think>", "</think>")
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
-
-ALFWORLD_PHRASES = (
-    "-= welcome to textworld, alfred! =-\n\nyou are in the middle of a room.",
-    "you are in the middle of a room.",
-    "looking quickly around you,",
-    "you see",
-    "you arrive at",
-    "you open the",
-    "you close the",
-    "you pick up the",
-    "you move the",
-    "you clean the",
-    "you heat the",
-    "you cool the",
-    "you turn on the",
-    "you turn off the",
-    "you are carrying:",
-    "you are not carrying anything",
-    "you are facing the",
-    "next to it,",
-    "nothing happens",
-    "there's nothing special about",
-    "is open",
-    "is closed",
-    "this is a",
-    "in it,",
-    "on the",
-    "from the",
-    "to the",
-    "using the",
-    "go to",
-    "put it in",
-    "put them in",
-)
-"""Set phrases of the ALFWorld engine; each becomes one token (where it is preceded by a space)."""
 
 _LISTS = (", and a", ", and an", ", and", ", a", ", an", ",", ".", ":", "'s")
 _NAME = re.compile(r"(?<![a-z0-9])([a-z]+) ([1-9]\d?)(?![a-z0-9])")
