@@ -210,7 +210,7 @@ class Zygote:
         value = os.waitstatus_to_exitcode(status)
         if outcome == Outcome.EXITED and value < 0:
             cpu = self.rules.cpu if watched.code < 0 else self.session_cpu
-            # The kernel counts ticks towards the limit, but reports exact time: on a busy machine as little as 0.6 of it.
+            # The limit is counted in ticks, this is exact time: on a busy machine as little as 0.6 of it.
             killed_for_time = -value == signal.SIGKILL and usage.ru_utime + usage.ru_stime >= cpu / 2
             outcome = Outcome.CPU if killed_for_time else Outcome.SIGNALLED
         return self._reply(outcome, abs(value), watched, output, alive=False)
