@@ -210,7 +210,8 @@ class Zygote:
         value = os.waitstatus_to_exitcode(status)
         if outcome == Outcome.EXITED and value < 0:
             cpu = self.rules.cpu if watched.code < 0 else self.session_cpu
-            killed_for_time = -value == signal.SIGKILL and usage.ru_utime + usage.ru_stime >= cpu - 0.1
+            # The limit is counted in ticks, this is exact time: on a busy machine as little as 0.6 of it.
+            killed_for_time = -value == signal.SIGKILL and usage.ru_utime + usage.ru_stime >= cpu / 2
             outcome = Outcome.CPU if killed_for_time else Outcome.SIGNALLED
         return self._reply(outcome, abs(value), watched, output, alive=False)
 
