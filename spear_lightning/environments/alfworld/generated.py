@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import multiprocessing
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -20,6 +17,7 @@ from pathlib import Path
 
 from spear_lightning.environments.alfworld.games import read_json, write_game
 from spear_lightning.environments.alfworld.generator import GeneratedGame, SceneSize, generate_game
+from spear_lightning.environments.once import make_once
 
 _FORMAT = 1  # raise when games of equal settings come out differently
 _INDEX = "index.json"
@@ -79,45 +77,21 @@ def make_game_set(root: Path, games: GameSet, label: str) -> list[tuple[str, str
         ValueError: the folder cannot be written; the message names it.
     """
     name = games.name
-    folder = root / name
-    if not (folder / _INDEX).exists():
-        try:
-            with _alone(root, name):
-                if not (folder / _INDEX).exists():
-                    _generate(root, games, label)
-        except OSError as error:
-            raise ValueError(f"cannot write generated ALFWorld games under {root} ({error}): set cache_dir") from error
+    try:
+        folder = make_once(root, name, _INDEX, lambda partial: _generate(root, partial, games, label))
+    except OSError as error:
+        raise ValueError(f"cannot write generated ALFWorld games under {root} ({error}): set cache_dir") from error
     entries = read_json(folder / _INDEX)["games"]
     return [(f"{name}/{game}", kind) for game, kind in entries]
 
 
-@contextlib.contextmanager
-def _alone(root: Path, name: str) -> Iterator[None]:
-    """Let one process at a time make a set; the others wait for it instead of doing the same work."""
-    root.mkdir(parents=True, exist_ok=True)
-    with open(root / f"{name}.lock", "w") as lock:
-        with contextlib.suppress(OSError):  # a file system without locks: work is doubled, the rename below decides
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _generate(root: Path, games: GameSet, label: str) -> None:
-    partial = Path(tempfile.mkdtemp(dir=root, prefix=f"{games.name}.partial-"))
-    try:
-        entries = []
-        for game, walkthrough in _progress(_solved(games, root / "translations"), games.count, label):
-            path = write_game(partial, game, walkthrough)
-            entries.append((path.relative_to(partial).as_posix(), game.kind))
-        settings = {"settings": asdict(games), "games": entries}
-        (partial / _INDEX).write_text(json.dumps(settings, indent=1), encoding="utf-8")
-        os.chmod(partial, 0o755)
-        try:
-            os.rename(partial, root / games.name)  # complete or absent
-        except OSError:
-            if not (root / games.name / _INDEX).exists():  # otherwise another process was first
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+def _generate(root: Path, folder: Path, games: GameSet, label: str) -> None:
+    entries = []
+    for game, walkthrough in _progress(_solved(games, root / "translations"), games.count, label):
+        path = write_game(folder, game, walkthrough)
+        entries.append((path.relative_to(folder).as_posix(), game.kind))
+    settings = {"settings": asdict(games), "games": entries}
+    (folder / _INDEX).write_text(json.dumps(settings, indent=1), encoding="utf-8")
 
 
 def _solved(games: GameSet, translations: Path) -> Iterator[tuple[GeneratedGame, list[str]]]:

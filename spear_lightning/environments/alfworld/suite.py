@@ -16,16 +16,13 @@ from spear_lightning.environments.alfworld.generated import GameSet, make_game_s
 from spear_lightning.environments.alfworld.generator import SceneSize
 from spear_lightning.environments.alfworld.rooms import TASK_TYPES
 from spear_lightning.environments.base import Split, Task, TaskSuite
+from spear_lightning.environments.once import user_cache
 
 if TYPE_CHECKING:
     from spear_lightning.environments.alfworld.engine import GameCache
     from spear_lightning.environments.alfworld.environment import ALFWorldEnv
 
 logger = logging.getLogger(__name__)
-
-
-def _user_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spear-lightning"
 
 
 class ALFWorld(TaskSuite):
@@ -75,7 +72,7 @@ class ALFWorld(TaskSuite):
         if max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, got {max_steps}")
         self.max_steps = max_steps
-        self._cache_dir = (Path(cache_dir).expanduser() if cache_dir else _user_cache()) / "alfworld"
+        self._cache_dir = (Path(cache_dir).expanduser() if cache_dir else user_cache()) / "alfworld"
         self._source: _Generated | _Official
         if games == "generated":
             counts: dict[Split, int] = {"train": train, "validation": validation, "test": test}
