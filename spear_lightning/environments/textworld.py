@@ -1,0 +1,196 @@
+"""Games of TextWorld's challenges (mazes, treasures, kitchens) as a task suite, on the real engine."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium
+from gymnasium.error import ResetNeeded
+from gymnasium.spaces import Text
+
+from spear_lightning.environments.base import Split, Task, TaskSuite
+from spear_lightning.environments.once import user_cache
+from spear_lightning.environments.textworld_games import CHALLENGES, GAME_FILE, MOST_GAMES, Challenge, GameFolder
+
+_LONGEST = 100_000  # characters; a bound that Gymnasium's text space asks for
+_ASKED = "admissible_commands objective score max_score won lost description inventory"  # of the engine
+
+
+class TextWorld(TaskSuite):
+    """Games of one of TextWorld's challenges.
+
+    Args:
+        challenge: ``coin_collector``, ``treasure_hunter``, ``cooking`` or ``simple``.
+        settings: the challenge's own options, as ``tw-make tw-<challenge> --help`` lists them, with underscores
+            (``{level: 5}``; ``{recipe: 2, take: 2, cook: true}``; ``{rewards: dense, goal: brief}``).
+        grammar: options of TextWorld's text generation (``{only_last_action: true}`` states the goal instead of every
+            step to it; ``{theme: basic}``).
+        train: number of training games; their seeds count from 0.
+        validation: number of validation games; their seeds count from 100 000 000.
+        test: number of test games; their seeds count from 200 000 000.
+        reward: ``win`` pays 1 for the step that wins; ``score`` pays what a step adds to the game's score, as a part
+            of the highest score, so that a won game has paid 1 in all.
+        max_steps: steps after which an episode is cut.
+        cache_dir: where the games are kept; default ``$XDG_CACHE_HOME/spear-lightning``, else
+            ``~/.cache/spear-lightning``.
+
+    Raises:
+        ValueError: an argument cannot be used; the message names it. What only TextWorld knows (``settings``,
+            ``grammar``) is checked when the first game is made.
+    """
+
+    def __init__(
+        self,
+        challenge: Challenge = "coin_collector",
+        settings: Mapping[str, Any] | None = None,
+        grammar: Mapping[str, Any] | None = None,
+        train: int = 64,
+        validation: int = 16,
+        test: int = 32,
+        reward: Literal["win", "score"] = "win",
+        max_steps: int = 50,
+        cache_dir: str | None = None,
+    ) -> None:
+        if challenge not in CHALLENGES:
+            raise ValueError(f"challenge must be one of {', '.join(CHALLENGES)}; got {challenge!r}")
+        if reward not in ("win", "score"):
+            raise ValueError(f"reward must be 'win' or 'score', got {reward!r}")
+        if max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, got {max_steps}")
+        self.counts: dict[Split, int] = {"train": train, "validation": validation, "test": test}
+        for split, count in self.counts.items():
+            if not 1 <= count <= MOST_GAMES:
+                raise ValueError(f"{split} must be between 1 and {MOST_GAMES} games, got {count}")
+        self.reward, self.max_steps = reward, max_steps
+        cache = Path(cache_dir).expanduser() if cache_dir else user_cache()
+        self.games = GameFolder(cache / "textworld", challenge, dict(settings or {}), dict(grammar or {}))
+
+    def prepare(self) -> None:
+        """Make the games that are not there yet. Safe to run in several processes at once."""
+        for split in self.counts:
+            self.tasks(split)
+
+    def tasks(self, split: Split) -> Sequence[Task]:
+        """The games of ``split``, made if need be.
+
+        Raises:
+            ValueError: TextWorld is not installed or does not take the settings, or the games cannot be written.
+        """
+        names = self.games.make_all(split, self.counts[split])
+        return tuple(Task(id=name, kind=self.games.challenge) for name in names)
+
+    def make(self) -> TextWorldEnv:
+        """A fresh environment."""
+        return TextWorldEnv(self.games.path, self.games.challenge, self.reward, self.max_steps)
+
+
+class TextWorldEnv(gymnasium.Env[str, str]):
+    """One game at a time, on the real engine.
+
+    ``info`` carries ``admissible_actions`` (list of str), ``won`` (bool), ``anchor`` (what looking around and the
+    inventory say, which names the state in GiGPO's step groups), ``task`` (the game's objective) and ``task_type``.
+    What is not admissible (upper and lower case count the same) is answered by ``Nothing happens.`` and never reaches
+    the interpreter, whose own commands write files, undo, restart and quit.
+
+    Args:
+        folder: holds the games; a task's id is a game's folder relative to it.
+        challenge: reported as ``task_type``.
+        reward: see :class:`TextWorld`.
+        max_steps: steps after which an episode is truncated.
+    """
+
+    def __init__(self, folder: Path, challenge: str, reward: str = "win", max_steps: int = 50) -> None:
+        self.observation_space = Text(_LONGEST, charset=string.printable)
+        self.action_space = Text(_LONGEST, min_length=0, charset=string.printable)
+        self._folder, self._challenge, self._reward, self._max_steps = folder, challenge, reward, max_steps
+        self._engine: Any = None
+        self._loaded, self._over = "", True
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        """Start a game.
+
+        Args:
+            seed: accepted for Gymnasium's sake; a game has no chance in it.
+            options: ``{"task": id}``; without it, the last game again.
+
+        Returns:
+            The first observation and ``info``.
+
+        Raises:
+            ValueError: no game of that id; the message names the file.
+        """
+        super().reset(seed=seed)
+        task = str((options or {}).get("task", self._loaded))
+        path = self._folder / task / GAME_FILE
+        if not task or not path.is_file():
+            raise ValueError(f'reset needs options={{"task": <id of TextWorld.tasks(split)>}}; there is no {path}')
+        if task != self._loaded:
+            self.close()  # an interpreter that loads a second game never frees the first: 0.4 MB each
+            self._engine = _started(path)
+            self._loaded = task
+        self._state = self._engine.reset()
+        self._objective, self._highest = str(self._state.objective or ""), int(self._state.max_score or 0)
+        self._steps, self._over = 0, False
+        return _readable(self._state.feedback), self._info()
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Carry out a command.
+
+        Args:
+            action: the command, as a model wrote it.
+
+        Returns:
+            Observation, reward, whether the game is won or lost for good, whether the step limit cut it, ``info``.
+
+        Raises:
+            gymnasium.error.ResetNeeded: the episode is over or was never started.
+        """
+        if self._over:
+            raise ResetNeeded("the episode is over: call reset first")
+        said = " ".join(action.lower().split()) if isinstance(action, str) else ""
+        command = next((known for known in self._state.admissible_commands if known.lower() == said), None)
+        text, gain = "Nothing happens.", 0
+        if command is not None:
+            before = int(self._state.score or 0)
+            self._state, _, _ = self._engine.step(command)
+            text, gain = _readable(self._state.feedback), int(self._state.score or 0) - before
+        self._steps += 1
+        won, over = bool(self._state.won), bool(self._state.won or self._state.lost)
+        truncated = not over and self._steps >= self._max_steps
+        self._over = over or truncated
+        reward = gain / max(self._highest, 1) if self._reward == "score" else float(won)
+        return text, reward, over, truncated, self._info()
+
+    def _info(self) -> dict[str, Any]:
+        return {
+            "admissible_actions": list(self._state.admissible_commands),
+            "won": bool(self._state.won),
+            "anchor": f"{self._state.description}\n{self._state.inventory}",
+            "task": self._objective,
+            "task_type": self._challenge,
+        }
+
+    def close(self) -> None:
+        """Free the interpreter."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine, self._loaded, self._over = None, "", True
+
+
+def _started(path: Path) -> Any:
+    import textworld
+
+    engine = textworld.start(str(path), textworld.EnvInfos(**dict.fromkeys(_ASKED.split(), True)))
+    engine.seed(0)  # else the interpreter is seeded by the clock
+    return engine
+
+
+def _readable(feedback: str) -> str:
+    """A game's text without the title's letters of ``$``, the interpreter's prompt and status line, and padding."""
+    text = re.sub(r"\n>[^\n]*\Z", "", feedback).partition("Would you like to RESTART")[0]
+    lines = [line.strip() for line in text.rpartition("$$")[2].splitlines()]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
