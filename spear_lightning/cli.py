@@ -26,6 +26,7 @@ import spear_lightning.environments.alfworld
 import spear_lightning.environments.custom
 import spear_lightning.environments.math
 import spear_lightning.environments.mixture
+import spear_lightning.environments.textworld
 import spear_lightning.environments.webshop
 import spear_lightning.rollout.chat
 import spear_lightning.rollout.chat_tools
