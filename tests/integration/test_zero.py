@@ -16,7 +16,7 @@ from spear_lightning.export import export_checkpoint
 from spear_lightning.policy import Policy
 from spear_lightning.strategies import check_strategy
 from tests.integration.alternating import train as alternate
-from tests.integration.conftest import ROOT
+from tests.integration.conftest import ROOT, start_spear
 from tests.integration.runs import ADAM, PLAIN, curve, replay, weights, zero
 from tests.processes import start_ranks
 
@@ -186,4 +186,15 @@ def test_a_rank_that_comes_after_the_time_out_is_an_error(spear):
     late = {"class_path": "tests.integration.late.Late", "init_args": {"seconds": 22}}
     finished = spear("fit", {**zero(2, timeout="00:00:08"), "trainer.callbacks": [late]}, check=False)
     assert finished.returncode != 0
-    assert "timed out" in finished.stderr.lower(), finished.stderr[-3000:]
+    assert "rank 0 has waited for another rank until the time-out" in finished.stderr, finished.stderr[-3000:]
+
+
+@pytest.mark.parametrize("strategy", ["zero", "ddp"])
+def test_a_rank_that_never_arrives_is_an_error(games_cache, tmp_path, strategy):
+    ddp = {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"timeout": "00:00:06"}}
+    changes = zero(2, timeout="00:00:06") if strategy == "zero" else {**DDP, "trainer.strategy": ddp}
+    ranks = start_spear("fit", games_cache, tmp_path / "run", changes)
+    ranks.kill(1)
+    assert ranks.join(60)[0] != 0
+    last = ranks.printed("err").strip().splitlines()[-1]
+    assert "has waited for another rank until the time-out (trainer.strategy.init_args.timeout)" in last
