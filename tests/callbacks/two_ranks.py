@@ -19,6 +19,8 @@ from spear_lightning.hooks import RankState
 from spear_lightning.strategies import ZeroStrategy
 from tests.callbacks.tiny import TinyData, TinyModule, make_trainer
 
+BUCKETS = {"allgather_bucket_size": 1_000_000, "reduce_bucket_size": 1_000_000}
+
 
 class Ballast(TinyModule):
     """Every weight says how many updates it has had; there are enough of them that writing takes time."""
@@ -29,8 +31,7 @@ class Ballast(TinyModule):
 
     def training_step(self, batch: float, batch_idx: int) -> None:
         strategy = self.trainer.strategy
-        assert isinstance(strategy, ZeroStrategy)
-        self.manual_backward(strategy.engine(1.0))
+        self.manual_backward((strategy.engine if isinstance(strategy, ZeroStrategy) else self)(1.0))
         self.optimizers().step()
         time.sleep(0.01)
 
@@ -97,19 +98,19 @@ def measure(folder: Path, stage: int, size: int) -> None:
 
 def train(
     folder: Path,
-    stage: int = 2,
+    stage: int | None = 2,
     *,
     module: Ballast | None = None,
     epochs: int = 1000,
     checkpoint: ShardedCheckpoint | None = None,
     callbacks: Any = (),
 ) -> None:
-    """Train and save after each iteration; go on from what is there."""
+    """Train and save after each iteration, under ZeRO or DDP (``None``); go on from what is there."""
     checkpoint = checkpoint or ShardedCheckpoint(monitor=None)
     trainer = make_trainer(
         folder,
         [*callbacks, checkpoint],
-        strategy=ZeroStrategy(stage=stage, allgather_bucket_size=1_000_000, reduce_bucket_size=1_000_000),
+        strategy="ddp" if stage is None else ZeroStrategy(stage, **BUCKETS),
         devices=2,
         max_epochs=epochs,
         enable_checkpointing=True,
@@ -120,7 +121,7 @@ def train(
     (folder / f"epochs-{trainer.global_rank}.txt").write_text(str(trainer.current_epoch))
 
 
-def train_limited(folder: Path, on_error: Any, rank: int) -> None:
+def train_limited(folder: Path, stage: int | None, on_error: Any, rank: int) -> None:
     """Train four iterations, of which the third cannot be saved by one rank."""
     checkpoint = ShardedCheckpoint(keep=9, monitor=None, on_error=on_error)
-    train(folder, epochs=4, checkpoint=checkpoint, callbacks=[Limit(rank, 300_000)])
+    train(folder, stage, epochs=4, checkpoint=checkpoint, callbacks=[Limit(rank, 300_000)])

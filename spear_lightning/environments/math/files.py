@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,9 @@ class _Records(ProblemSource):
             self._problems = tuple(found.values())
         return self._problems
 
+    @abstractmethod
     def records(self) -> Iterator[tuple[Mapping[str, Any], str]]:
         """Rows with the place where each stands."""
-        raise NotImplementedError
 
 
 class ProblemFile(_Records):
