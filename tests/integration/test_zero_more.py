@@ -53,7 +53,7 @@ def test_adapters_with_a_reference_train_the_same_under_stage_3(spear_in, tmp_pa
 
 def test_a_rank_that_comes_after_the_time_out_is_an_error(spear):
     """With DeepSpeed's own 30 minutes such a delay would go unnoticed."""
-    late = {"class_path": "tests.integration.late.Late", "init_args": {"seconds": 22}}
+    late = {"class_path": "tests.integration.late.Late", "init_args": {"seconds": 18}}
     finished = spear("fit", {**zero(2, timeout="00:00:08"), "trainer.callbacks": [late]}, check=False)
     assert finished.returncode != 0
     assert "rank 0 has waited for another rank until the time-out" in finished.stderr, finished.stderr[-3000:]
