@@ -11,6 +11,7 @@ from gymnasium.spaces import Text
 
 from spear_lightning.environments.webshop.catalogue import Catalogue
 from spear_lightning.environments.webshop.goals import GOAL_KINDS, GoalKind
+from spear_lightning.environments.webshop.pages import PER_PAGE
 from spear_lightning.environments.webshop.session import Session
 
 _LONGEST = 100_000  # characters; a bound that Gymnasium's text space asks for
@@ -33,13 +34,14 @@ class WebShopEnv(gymnasium.Env[str, str]):
     Args:
         catalogue: of the shop.
         max_steps: steps after which an episode is truncated.
+        per_page: hits on a page of results.
     """
 
-    def __init__(self, catalogue: Catalogue, max_steps: int = 15) -> None:
+    def __init__(self, catalogue: Catalogue, max_steps: int = 15, per_page: int = PER_PAGE) -> None:
         self.observation_space = Text(_LONGEST, charset=string.printable)
         self.action_space = Text(_LONGEST, min_length=0, charset=string.printable)
         self._catalogue = catalogue
-        self._max_steps = max_steps
+        self._max_steps, self._per_page = max_steps, per_page
         self._session: Session | None = None
         self._task = ""
         self._instruction = ""
@@ -66,7 +68,7 @@ class WebShopEnv(gymnasium.Env[str, str]):
         self._task = task
         self._instruction = goal.instruction
         self._department = self._catalogue.department(kind, number)
-        self._session = Session(self._catalogue, goal)
+        self._session = Session(self._catalogue, goal, self._per_page)
         self._steps = 0
         return f"Instruction: {self._instruction}\n{self._session.page.text}", self._info(self._session)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from spear_lightning.environments.webshop.records import Product
 
-PER_PAGE = 10
+PER_PAGE = 10  # of the published shop
 MOST_HITS = 50
 SEARCH_ACTION = "search[<your query>]"
 """Stands for every search in lists of admissible actions, as in the published prompts."""
@@ -65,20 +65,23 @@ def search_page() -> Page:
     return Page("WebShop [SEP] Search", (), searchable=True)
 
 
-def results_page(cards: Sequence[tuple[str, str, str]], number: int, total: int) -> Page:
+def results_page(
+    cards: Sequence[tuple[str, str, str]], number: int, total: int, per_page: int = PER_PAGE
+) -> Page:
     """A list of hits.
 
     Args:
         cards: asin, price tag and title of the hits on this page.
         number: of the page, from 1.
         total: number of hits on all pages.
+        per_page: hits on a full page.
     """
     lines = _Lines()
     lines.button(BACK_TO_SEARCH)
     lines.say(f"Page {number} (Total results: {total})")
     if number > 1:
         lines.button(PREVIOUS)
-    if number * PER_PAGE < total:
+    if number * per_page < total:
         lines.button(NEXT_PAGE)
     for asin, price, title in cards:
         lines.button(asin)

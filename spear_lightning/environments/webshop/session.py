@@ -43,14 +43,15 @@ class Session:
     Args:
         catalogue: of the shop.
         goal: what is to be bought.
+        per_page: hits on a page of results.
 
     Attributes:
         page: what the shopper sees.
         purchase: the reward, once something was bought.
     """
 
-    def __init__(self, catalogue: Catalogue, goal: Goal) -> None:
-        self._catalogue, self._goal = catalogue, goal
+    def __init__(self, catalogue: Catalogue, goal: Goal, per_page: int = pages.PER_PAGE) -> None:
+        self._catalogue, self._goal, self._per_page = catalogue, goal, per_page
         self._place: Place = "search"
         self._hits: list[int] = []
         self._number = 1
@@ -102,15 +103,12 @@ class Session:
             self._choose(label)
 
     def _show_results(self, number: int) -> None:
-        first = (number - 1) * pages.PER_PAGE
-        cards = [self._catalogue.card(hit) for hit in self._hits[first : first + pages.PER_PAGE]]
         self._place, self._number, self._chosen = "results", number, {}
-        self.page = pages.results_page(cards, number, len(self._hits))
+        cards = [self._catalogue.card(hit) for hit in self._hits_shown]
+        self.page = pages.results_page(cards, number, len(self._hits), self._per_page)
 
     def _open(self, label: str) -> None:
-        first = (self._number - 1) * pages.PER_PAGE
-        shown = self._hits[first : first + pages.PER_PAGE]
-        self._product = next(hit for hit in shown if self._catalogue.card(hit)[0].lower() == label)
+        self._product = next(hit for hit in self._hits_shown if self._catalogue.card(hit)[0].lower() == label)
         self._show_item()
 
     def _show_item(self) -> None:
@@ -130,6 +128,11 @@ class Session:
             options=self._chosen,
         )
         self._place, self.page = "done", pages.done_page(self.purchase.total)
+
+    @property
+    def _hits_shown(self) -> list[int]:
+        first = (self._number - 1) * self._per_page
+        return self._hits[first : first + self._per_page]
 
     @property
     def _shown(self) -> Product:

@@ -41,6 +41,7 @@ class WebShop(TaskSuite):
         train: most training goals; default all that are left.
         seed: of the generated catalogue.
         max_steps: steps after which an episode is cut.
+        per_page: hits on a page of results; the published shop shows 10, fewer make shorter transcripts.
         cache_dir: where catalogues are kept; default ``$XDG_CACHE_HOME/spear-lightning``, else
             ``~/.cache/spear-lightning``.
 
@@ -59,20 +60,21 @@ class WebShop(TaskSuite):
         train: int | None = None,
         seed: int = 0,
         max_steps: int = 15,
+        per_page: int = 10,
         cache_dir: str | None = None,
     ) -> None:
         if catalogue not in ("generated", "official"):
             raise ValueError(f"catalogue must be 'generated' or 'official', got {catalogue!r}")
         if goals not in ("human", "synthetic"):
             raise ValueError(f"goals must be 'human' or 'synthetic', got {goals!r}")
-        least = {"products": 1, "test": 0, "validation": 0, "train": 1, "seed": 0, "max_steps": 1}
+        least = {"products": 1, "test": 0, "validation": 0, "train": 1, "seed": 0, "max_steps": 1, "per_page": 1}
         given = {"products": products, "test": test, "validation": validation, "train": train, "seed": seed}
-        for name, value in {**given, "max_steps": max_steps}.items():
+        for name, value in {**given, "max_steps": max_steps, "per_page": per_page}.items():
             if value is not None and value < least[name]:
                 raise ValueError(f"{name} must be at least {least[name]}, got {value}")
         self.catalogue, self.products, self.goals, self.seed = catalogue, products, goals, seed
         self.data_dir = data_dir
-        self.max_steps = max_steps
+        self.max_steps, self.per_page = max_steps, per_page
         self._counts = {"test": test, "validation": validation, "train": train}
         self._root = (Path(cache_dir).expanduser() if cache_dir else user_cache()) / "webshop"
         self._loaded: Catalogue | None = None  # mapped in the process that plays
@@ -112,7 +114,7 @@ class WebShop(TaskSuite):
         """A fresh environment. The environments of a process share what they have read of the catalogue."""
         from spear_lightning.environments.webshop.environment import WebShopEnv
 
-        return WebShopEnv(self.load(), self.max_steps)
+        return WebShopEnv(self.load(), self.max_steps, self.per_page)
 
     def load(self) -> Catalogue:
         """The catalogue, built if need be.
