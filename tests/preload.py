@@ -8,7 +8,7 @@ import sys
 os.environ["DS_ACCELERATOR"] = "cpu"
 
 import deepspeed
-import deepspeed.module_inject  # noqa: F401
+import deepspeed.module_inject
 import deepspeed.runtime.zero.muon.muon_optimizer  # imports the compiler, in two seconds
 import deepspeed.utils.zero_to_fp32  # noqa: F401
 import omegaconf  # noqa: F401

@@ -65,9 +65,7 @@ def search_page() -> Page:
     return Page("WebShop [SEP] Search", (), searchable=True)
 
 
-def results_page(
-    cards: Sequence[tuple[str, str, str]], number: int, total: int, per_page: int = PER_PAGE
-) -> Page:
+def results_page(cards: Sequence[tuple[str, str, str]], number: int, total: int, per_page: int = PER_PAGE) -> Page:
     """A list of hits.
 
     Args:
