@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -146,7 +146,10 @@ class Agent(ABC):
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """Tokens that end a response: end of text, and the tag that closes an action where it is a token."""
-        ids = {self.tokenizer.eos_token_id, self.tokenizer.get_vocab().get(ACTION_TAGS[1])}
+        tokenizer = self.tokenizer
+        closing: Any = tokenizer.convert_tokens_to_ids(ACTION_TAGS[1])  # the unknown token's where there is none
+        known = closing is not None and tokenizer.convert_ids_to_tokens(closing) == ACTION_TAGS[1]
+        ids = {tokenizer.eos_token_id, closing if known else None}
         return tuple(sorted(token for token in ids if token is not None))
 
     @property

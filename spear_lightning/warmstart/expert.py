@@ -131,10 +131,12 @@ class Expert(ABC):
 
     Attributes:
         phrases: set phrases of its world, each of which becomes one token of a policy that learns from it.
+        names: whether things of its world are called "desk 3", which then is one token too.
         motive: why the latest action was chosen.
     """
 
     phrases: ClassVar[tuple[str, ...]] = ()
+    names: ClassVar[bool] = True
     motive: Motive
 
     @abstractmethod

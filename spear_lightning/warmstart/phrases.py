@@ -64,5 +64,8 @@ WEBSHOP_PHRASES = (
     "the size should be",
     "i want the",
     "that is",
+    "x-small",
+    "x-large",
+    "xx-large",
 )
 """Set phrases of WebShop's pages and instructions; each becomes one token (where it is preceded by a space)."""

@@ -156,7 +156,7 @@ def warmstart(
     clock.lap("demonstrations")
 
     texts = (text for transcript in transcripts for text in transcript.texts())
-    tokenizer = build_tokenizer(texts, phrases=demonstrations.expert.phrases)
+    tokenizer = build_tokenizer(texts, phrases=demonstrations.expert.phrases, names=demonstrations.expert.names)
     network = fresh_model(model, tokenizer, "model", dtype=torch.float32, attention="sdpa", seed=seed)
     if compose_names:
         compose_name_embeddings(network, tokenizer)

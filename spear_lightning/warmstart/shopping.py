@@ -109,6 +109,7 @@ class ShoppingExpert(Expert):
     """
 
     phrases = WEBSHOP_PHRASES
+    names = False  # "pack of 3", "blue 15 feet": a number belongs to no word
 
     def __init__(self, seed: int, wandering: Wandering = Wandering()) -> None:  # noqa: B008 - frozen
         self._random = random.Random(seed)

@@ -32,6 +32,7 @@ def build_tokenizer(
     texts: Iterable[str],
     *,
     phrases: Sequence[str] = ALFWORLD_PHRASES,
+    names: bool = True,
     tags: Sequence[str] = TAGS,
     min_count: int = 2,
     max_length: int = 2048,
@@ -41,6 +42,7 @@ def build_tokenizer(
     Args:
         texts: observations, tasks and actions to collect words and names from.
         phrases: each becomes one token.
+        names: whether a word and the number after it make one token ("desk 3").
         tags: special tokens that structure a transcript.
         min_count: words seen less often are spelled in bytes. Names ("desk 3") count for their noun: with a noun come
             all its numbers up to the largest one seen.
@@ -56,9 +58,10 @@ def build_tokenizer(
     kept = sorted(word for word, count in words.items() if count >= min_count)
     if not kept:
         raise ValueError("No words to build a tokenizer from: the texts are empty, or `min_count` is too large.")
-    names = [f"{kind} {n}" for kind in sorted(numbers) if words[kind] >= min_count for n in range(1, numbers[kind] + 1)]
+    named = sorted(kind for kind in numbers if names and words[kind] >= min_count)
+    numbered = [f"{kind} {n}" for kind in named for n in range(1, numbers[kind] + 1)]
     digits = [str(n) for n in range(max(20, *numbers.values()) + 1)] if numbers else []
-    spaced = [f" {unit}" for unit in dict.fromkeys([*phrases, *names, *kept, *digits])]
+    spaced = [f" {unit}" for unit in dict.fromkeys([*phrases, *numbered, *kept, *digits])]
     units = list(dict.fromkeys([*_LISTS, *spaced]))
 
     specials = [PAD, EOS, UNK, *tags]
@@ -74,8 +77,12 @@ def build_tokenizer(
     )
     # Longest alternative first; a unit must not end inside a word ("desk 1" in "desk 12"). What is no unit goes on
     # alone, character by character, so that text which spells a byte token ("<0x41>") is not taken for it.
-    endings = (re.escape(unit) + (r"(?![a-z0-9])" if unit[-1].isalnum() else "") for unit in _longest(units))
-    pattern = "|".join([*endings, r"[\s\S]"])
+    # Plain words are not listed: a long alternation is slow, and one that is not in the vocabulary is spelled in bytes
+    # all the same.
+    words_alone = {f" {word}" for word in kept}
+    listed = _longest(unit for unit in units if unit not in words_alone)
+    endings = (re.escape(unit) + (r"(?![a-z0-9])" if unit[-1].isalnum() else "") for unit in listed)
+    pattern = "|".join([*endings, r" [a-z]+(?![a-z0-9])", r"[\s\S]"])
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
     backend.decoder = decoders.Sequence(
         [

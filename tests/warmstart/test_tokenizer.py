@@ -38,6 +38,17 @@ def test_phrases_and_names_are_single_tokens(tokenizer: PreTrainedTokenizerFast)
     assert arrived == [" you arrive at", " desk 2", "."]
 
 
+def test_numbers_can_stand_alone() -> None:
+    tokenizer = build_tokenizer(TEXTS, names=False)
+    tokens = tokenizer.convert_ids_to_tokens(encode(tokenizer, "go to desk 1"))
+    assert tokens == [" go to", " desk", " 1"]
+
+
+def test_a_word_that_was_never_seen_is_spelled_out(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokens = tokenizer.convert_ids_to_tokens(encode(tokenizer, "desk xyz desk"))
+    assert tokens == [" desk", "<0x20>", "<0x78>", "<0x79>", "<0x7A>", " desk"]
+
+
 def test_a_name_is_never_cut_out_of_a_longer_one(tokenizer: PreTrainedTokenizerFast) -> None:
     tokens = tokenizer.convert_ids_to_tokens(encode(tokenizer, "desk 12 penguin"))
     assert tokens[:2] == [" desk", " 12"]

@@ -225,6 +225,27 @@ def test_an_order_is_read_off_the_instruction() -> None:
 # -- settings and data ------------------------------------------------------------------------------------------
 
 
+def test_pages_of_results_can_be_shorter(shop_cache: Path) -> None:
+    def hits(per_page: int) -> list[list[str]]:
+        """The products on each page of one search."""
+        environment = WebShop(per_page=per_page, max_steps=50, cache_dir=str(shop_cache)).make()
+        environment.reset(options={"task": "human-0"})
+        _, _, _, _, info = environment.step("search[slim fit shirt]")
+        pages: list[list[str]] = []
+        while True:
+            clicks = [action[6:-1] for action in info["admissible_actions"]]
+            pages.append([name for name in clicks if name not in ("back to search", "< prev", "next >")])
+            if "next >" not in clicks:
+                return pages
+            opened = environment.step(f"click[{pages[-1][-1]}]")
+            assert opened[0].endswith("Buy Now"), "what is shown can be opened"
+            environment.step("click[< prev]")
+            _, _, _, _, info = environment.step("click[next >]")
+
+    assert [len(page) for page in hits(20)] == [20, 10]
+    assert [name for page in hits(20) for name in page] == [name for page in hits(10) for name in page]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -234,6 +255,7 @@ def test_an_order_is_read_off_the_instruction() -> None:
         ({"test": -1}, "test must be at least 0"),
         ({"train": 0}, "train must be at least 1"),
         ({"max_steps": 0}, "max_steps must be at least 1"),
+        ({"per_page": 0}, "per_page must be at least 1"),
         ({"seed": -1}, "seed must be at least 0"),
     ],
 )
