@@ -64,12 +64,10 @@ def spear_command(
     command: str, games_cache: Path, directory: Path, changes: dict[str, object] | None = None, *arguments: str
 ) -> list[str]:
     """The command line of a small run; later ``arguments`` win over the small settings, ``changes`` over both."""
-    settings = {
-        **SMALL,
-        "run.directory": str(directory),
-        "data.environment.cache_dir": str(games_cache),
-        **(changes or {}),
-    }
+    own = {"run.directory": str(directory), "data.environment.cache_dir": str(games_cache)}
+    # Who brings an environment brings all of it.
+    given = {name: value for name, value in {**SMALL, **own}.items() if name.rpartition(".")[0] not in (changes or {})}
+    settings = {**given, **(changes or {})}
     keys = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
     return [sys.executable, "-m", "spear_lightning.cli", command, "-c", "configs/quickstart.yaml", *arguments, *keys]
 

@@ -128,6 +128,30 @@ def test_published_recipes_train_in_both_contexts(spear, recipe):
     )
 
 
+def test_a_mixture_trains_and_is_reported_by_environment(spear, tmp_path, games_cache):
+    splits = {"train": 4, "validation": 3, "test": 3, "max_steps": 3}
+    house = {**splits, "cache_dir": str(games_cache)}
+    shop = {**splits, "products": 40, "per_page": 2, "goals": "synthetic", "cache_dir": str(tmp_path)}
+    environments = {
+        "house": {"class_path": "ALFWorld", "init_args": house},
+        "shop": {"class_path": "WebShop", "init_args": shop},
+    }
+    mixture = {"environments": environments, "weights": {"house": 1, "shop": 1}}
+    changes = {"trainer.max_epochs": 2, "data.environment": {"class_path": "Mixture", "init_args": mixture}}
+    # Neither game is won within three steps by a policy that knows only one of them: the penalty tells episodes apart.
+    spear("fit", {**changes, "data.reward.invalid_penalty": 0.1})
+    rows = curve(tmp_path / "run")
+    assert len(rows) == 2
+    for row in rows:
+        assert float(row["rollout/episodes"]) == 16
+        assert float(row["update/grad_norm"]) > 0
+        reported = {name for name, value in row.items() if value}
+        for split in ("rollout", "validation"):
+            assert {f"{split}/success/house", f"{split}/success/shop"} <= reported
+    played = (line for file in (tmp_path / "run/rollouts/train").glob("*.jsonl") for line in file.open())
+    assert {json.loads(line)["task"].partition("/")[0] for line in played} == {"house", "shop"}
+
+
 def test_another_architecture_trains_by_changing_the_policy_alone(spear, tmp_path):
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
