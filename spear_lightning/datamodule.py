@@ -286,8 +286,10 @@ class RolloutDataModule(LightningDataModule, RankState):
                 listener.on_rollout_step(trainer, module, finished, active)
 
         training = module.training
+        started = time.perf_counter()
         self.engine.wake()
         self.engine.sync(module.acting_policy(), module.weight_version)
+        synced = time.perf_counter() - started
         played = collector.play(
             specs,
             self._sampling(split),
@@ -313,7 +315,11 @@ class RolloutDataModule(LightningDataModule, RankState):
             iteration=iteration,
             episodes=scored,
             aborted=[episode for episode in played.episodes if episode.status == "aborted"],
-            seconds={**played.seconds, "other": played.seconds["other"] + time.perf_counter() - started},
+            seconds={
+                **played.seconds,
+                "sync": synced,
+                "other": played.seconds["other"] + time.perf_counter() - started,
+            },
         )
         return rollout, statistics
 

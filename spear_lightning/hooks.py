@@ -61,12 +61,14 @@ class MicroBatchOutput:
         entropies: policy entropy in nats at each token.
         mask: 1 at tokens that carry a gradient.
         turns: number of the turn that generated each token; -1 elsewhere.
+        lengths: tokens of each sequence that attend to each other, padding not counted, ``(sequences,)``.
     """
 
     source: str
     entropies: torch.Tensor
     mask: torch.Tensor
     turns: torch.Tensor
+    lengths: torch.Tensor
 
 
 class UpdateHooks:

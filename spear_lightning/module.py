@@ -223,7 +223,8 @@ class SpearModule(LightningModule, RolloutHooks):
             store.max(f"{prefix}/max_log_ratio", (log_ratio * mask).abs().max())
             store.sum(f"{prefix}/loss", loss.detach() / self.trainer.num_training_batches)  # mean over the steps
             store.sum(f"{prefix}/tokens", tokens)
-        output = MicroBatchOutput(share.source, stats.entropies.detach(), mask, batch.turns)
+        lengths = batch.attention_mask.sum(dim=1)
+        output = MicroBatchOutput(share.source, stats.entropies.detach(), mask, batch.turns, lengths)
         for callback in update_listeners(self.trainer):
             callback.on_micro_batch_end(self.trainer, self, output)
 
