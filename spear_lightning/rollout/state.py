@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,26 @@ import torch
 from spear_lightning.algorithm.replay import ReplayBuffer
 from spear_lightning.randomness import stream_seed
 from spear_lightning.rollout.episode import Row
+from spear_lightning.rollout.storage import StoredRow, TokenPool, store_rows
+
+_FORMAT = 2
+"""Of the state of a buffer: 1 (which did not say so) held each row as arrays of its own."""
 
 
 def replay_to_state(replay: ReplayBuffer) -> dict[str, Any]:
     """A buffer as plain types and tensors, which a checkpoint can hold without pickling our classes."""
     state = replay.state_dict()
-    return {**state, "entries": [{**entry, "payload": _to_tensors(entry["payload"])} for entry in state["entries"]]}
+    pools = {id(row.pool): row.pool for row in (entry["payload"] for entry in state["entries"])}
+    numbers = {key: number for number, key in enumerate(pools)}
+    return {
+        **state,
+        "format": _FORMAT,
+        "pools": [torch.from_numpy(pool.tokens.copy()) for pool in pools.values()],
+        "entries": [
+            {**entry, "pool": numbers[id(entry["payload"].pool)], "payload": _to_tensors(entry["payload"])}
+            for entry in state["entries"]
+        ],
+    }
 
 
 def load_replay(
@@ -33,17 +46,49 @@ def load_replay(
         states: one per rank of the run that saved them, from :func:`replay_to_state`. Each is asked for once.
         rank: of this process.
         world_size: number of processes now.
+
+    Raises:
+        ValueError: a state was written by a newer version of this program.
     """
     if len(states) == world_size:
-        entries = states[rank]["entries"]
+        entries = _entries(states[rank])
     else:
         entries = [
             entry
             for number in range(len(states))
-            for entry in states[number]["entries"]
-            if stream_seed("re-deal", entry["key"]) % world_size == rank
+            for entry in _put_away(
+                _entries(states[number], lambda key: stream_seed("re-deal", key) % world_size == rank)
+            )
         ]
-    replay.load_state_dict({"entries": [{**entry, "payload": _to_row(entry["payload"])} for entry in entries]})
+    replay.load_state_dict({"entries": entries})
+
+
+def _entries(state: dict[str, Any], wanted: Callable[[str], bool] = lambda key: True) -> list[dict[str, Any]]:
+    """The wanted entries of a saved buffer."""
+    found = [entry for entry in state["entries"] if wanted(entry["key"])]
+    version = state.get("format", 1)
+    if version == 1:
+        rows = store_rows(Row(**_to_arrays(entry["payload"])) for entry in found)
+        return [{**entry, "payload": row} for entry, row in zip(found, rows, strict=True)]
+    if version != _FORMAT:
+        raise ValueError(
+            f"the replay buffer in the checkpoint has format {version}, and this version of spear-lightning reads up "
+            f"to {_FORMAT}: go on with the version that wrote it, or set data.replay to null"
+        )
+    pools = [TokenPool(tokens.numpy()) for tokens in state["pools"]]
+    return [
+        {
+            **{name: value for name, value in entry.items() if name != "pool"},
+            "payload": StoredRow(pools[entry["pool"]], **_to_arrays(entry["payload"])),
+        }
+        for entry in found
+    ]
+
+
+def _put_away(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same entries in a pool of their own: that of the rank that had them also has what is not theirs."""
+    rows = store_rows(entry["payload"].with_advantage(0.0) for entry in entries)
+    return [{**entry, "payload": row} for entry, row in zip(entries, rows, strict=True)]
 
 
 class ReplayFiles:
@@ -80,9 +125,9 @@ class ReplayFiles:
         return self._folder / f"rank-{rank:05d}.pt"
 
 
-def _to_tensors(row: Row) -> dict[str, torch.Tensor]:
-    return {field.name: torch.from_numpy(getattr(row, field.name).copy()) for field in fields(row)}
+def _to_tensors(row: StoredRow) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(getattr(row, name).copy()) for name in ("slices", "logps", "spans")}
 
 
-def _to_row(tensors: dict[str, torch.Tensor]) -> Row:
-    return Row(**{name: tensor.numpy() for name, tensor in tensors.items()})
+def _to_arrays(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
