@@ -281,7 +281,11 @@ class SpearModule(LightningModule, RolloutHooks):
 
     def on_rollout_end(self, trainer: Trainer, pl_module: LightningModule, rollout: Rollout) -> None:
         """Take the rollout into the metrics of its split."""
-        record_rollout(self._store_of(rollout.split), rollout)
+        store = self._store_of(rollout.split)
+        record_rollout(store, rollout)
+        if rollout.split == "train":
+            ages = [self.weight_version - i.episode.weight_version for i in rollout.episodes if i.episode.turns]
+            store.mean("rollout/staleness", sum(ages) / max(1, len(ages)), len(ages))
 
     def record_counts(self, values: dict[str, float]) -> None:
         """Take numbers that hold for the whole run, not for one rank (replay size, P50), into the training metrics."""

@@ -1,4 +1,4 @@
-"""The replay buffers of all ranks in a checkpoint, and how they are dealt over another number of ranks."""
+"""What each rank holds, in a checkpoint: its replay buffer, and how the entries are dealt over other ranks."""
 
 from __future__ import annotations
 
@@ -33,9 +33,7 @@ def replay_to_state(replay: ReplayBuffer) -> dict[str, Any]:
     }
 
 
-def load_replay(
-    replay: ReplayBuffer, states: Sequence[dict[str, Any]] | ReplayFiles, rank: int, world_size: int
-) -> None:
+def load_replay(replay: ReplayBuffer, states: Sequence[dict[str, Any]] | RankFiles, rank: int, world_size: int) -> None:
     """Fill this rank's buffer from the saved buffers of all ranks.
 
     With as many ranks as then, each takes its own back. Otherwise entries are dealt by a hash of their key: none is
@@ -91,38 +89,44 @@ def _put_away(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**entry, "payload": row} for entry, row in zip(entries, rows, strict=True)]
 
 
-class ReplayFiles:
-    """The buffers of all ranks in a folder, one file a rank, of which no more than one is held at a time.
+class RankFiles:
+    """One thing that all ranks held, in a folder with a file a rank, of which no more than one is in memory at a time.
 
     Args:
         folder: of a checkpoint's rank files.
+        name: of the thing: ``replay`` or ``played``.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def save(self, replay: ReplayBuffer, rank: int) -> None:
-        """Write the buffer of a rank."""
-        torch.save(replay_to_state(replay), self._file(rank))
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder, self._name = folder, name
 
     def __len__(self) -> int:
         return len(list(self._folder.glob("rank-*.pt")))
 
     def __getitem__(self, rank: int) -> dict[str, Any]:
-        """The saved buffer of a rank.
+        """What a rank held.
 
         Raises:
             ValueError: its file is missing or damaged.
         """
-        path = self._file(rank)
+        path = _rank_file(self._folder, rank)
         try:
-            state: dict[str, Any] = torch.load(path, weights_only=True)
+            states: dict[str, Any] = torch.load(path, weights_only=True)
+            if "entries" in states:  # written when a replay buffer was all that ranks held
+                states = {"replay": states}
+            state: dict[str, Any] = states[self._name]
         except Exception as error:  # whatever a damaged file makes its reader raise
-            raise ValueError(f"the replay buffer of rank {rank} cannot be read from {path}: {error}") from error
+            raise ValueError(f"what rank {rank} held ({self._name}) cannot be read from {path}: {error}") from error
         return state
 
-    def _file(self, rank: int) -> Path:
-        return self._folder / f"rank-{rank:05d}.pt"
+
+def save_rank_file(folder: Path, rank: int, states: dict[str, Any]) -> None:
+    """Write what a rank holds, by name, where :class:`RankFiles` finds it."""
+    torch.save(states, _rank_file(folder, rank))
+
+
+def _rank_file(folder: Path, rank: int) -> Path:
+    return folder / f"rank-{rank:05d}.pt"
 
 
 def _to_tensors(row: StoredRow) -> dict[str, torch.Tensor]:

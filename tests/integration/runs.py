@@ -64,7 +64,7 @@ def weights(state: Path) -> dict[str, torch.Tensor]:
 
 def replay(checkpoint: Path, rank: int) -> list[dict[str, Any]]:
     """The replay entries of a rank, their rows whole again."""
-    return entries_of(torch.load(checkpoint / f"ranks/rank-{rank:05d}.pt", weights_only=True))
+    return entries_of(torch.load(checkpoint / f"ranks/rank-{rank:05d}.pt", weights_only=True)["replay"])
 
 
 def entries_of(state: dict[str, Any]) -> list[dict[str, Any]]:
