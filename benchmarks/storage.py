@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    tasks, group, turns = (4, 4, 8) if options.quick else (32, 8, 30)
+    tasks, group, turns = (4, 4, 8) if options.quick else (16, 8, 20)
     contexts = {}
     for name, make in AGENTS.items():
         episodes = play(make(), tasks, group, turns)
