@@ -1,4 +1,4 @@
-"""Callbacks: curriculum, entropy monitoring, checkpoints, rollout logs, progress and reports."""
+"""Callbacks: curriculum, entropy monitoring, checkpoints, rollout logs, progress, throughput and reports."""
 
 from spear_lightning.callbacks.checkpoint import ShardedCheckpoint
 from spear_lightning.callbacks.curriculum import CurriculumSchedule
@@ -7,6 +7,7 @@ from spear_lightning.callbacks.evaluation import EvaluationReport
 from spear_lightning.callbacks.progress import RolloutProgress
 from spear_lightning.callbacks.report import LearningCurve
 from spear_lightning.callbacks.rollouts import RolloutLog
+from spear_lightning.callbacks.throughput import ThroughputMonitor
 
 __all__ = [
     "CurriculumSchedule",
@@ -16,4 +17,5 @@ __all__ = [
     "RolloutLog",
     "RolloutProgress",
     "ShardedCheckpoint",
+    "ThroughputMonitor",
 ]

@@ -8,7 +8,7 @@ evaluation streams in the same way, without any of the learning.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,16 +28,17 @@ from spear_lightning.engines.base import RolloutEngine, Sampling
 from spear_lightning.environments.base import Split, TaskSuite
 from spear_lightning.environments.pool import EnvironmentPool
 from spear_lightning.hooks import RankState, rollout_listeners
-from spear_lightning.randomness import stream_seed
+from spear_lightning.playing import RolloutPlayer, check_whole_weights
 from spear_lightning.rollout.agent import Agent
-from spear_lightning.rollout.collector import Collector, EpisodeSpec
+from spear_lightning.rollout.collector import Collector, EpisodeSpec, PlayedEpisodes
 from spear_lightning.rollout.experience import admissible_entries, fresh_rows, recalibrated
 from spear_lightning.rollout.minibatches import IterationStream, Minibatch, build_minibatches
+from spear_lightning.rollout.played import played_from_states, played_to_state
 from spear_lightning.rollout.scored import Rollout
 from spear_lightning.rollout.scoring import GroupStatistics, estimate_advantages, score_episode, shares_filtered
 from spear_lightning.rollout.selection import evaluation_specs, training_specs
 from spear_lightning.rollout.settings import Evaluation, TrainingRollouts
-from spear_lightning.rollout.state import ReplayFiles, load_replay, replay_to_state
+from spear_lightning.rollout.state import RankFiles, load_replay, replay_to_state, save_rank_file
 
 if TYPE_CHECKING:
     from spear_lightning.module import SpearModule
@@ -47,7 +48,7 @@ _MUCH_FILTERED = 0.3
 """Share of filtered episodes from which on a user should know."""
 
 _APART = "in the files of the ranks"
-"""In a checkpoint, instead of the replay buffers: each rank's is in a file beside it."""
+"""In a checkpoint, instead of what the ranks hold: each has a file beside it."""
 
 
 class RolloutDataModule(LightningDataModule, RankState):
@@ -139,7 +140,7 @@ class RolloutDataModule(LightningDataModule, RankState):
         self.minibatches, self.epochs, self.max_tokens = minibatches, epochs, max_tokens
         self.workers, self.step_timeout, self.seed = workers, step_timeout, seed
         self.tool_reward_weight = 0.0
-        self._collector: Collector | None = None
+        self._player: RolloutPlayer | None = None
         self._warned = False
         self._apart = False
 
@@ -159,7 +160,7 @@ class RolloutDataModule(LightningDataModule, RankState):
 
     def setup(self, stage: str) -> None:
         """Check agent and tasks against policy and settings, and start the environment workers."""
-        if self._collector is not None:
+        if self._player is not None:
             return
         self.agent.bind(self._module.policy.tokenizer)
         if stage == "fit":
@@ -174,18 +175,22 @@ class RolloutDataModule(LightningDataModule, RankState):
                     f"data.rollouts.tasks is {self.rollouts.tasks}, but the training split has only {count} tasks: "
                     "lower it, or give data.environment more training tasks"
                 )
+            if self.rollouts.max_staleness:
+                check_whole_weights(self._trainer.strategy)
         if stage in ("fit", "validate"):
             self.environment.tasks("validation")
         elif stage in ("test", "predict"):
             self.environment.tasks("test")
         pool = EnvironmentPool(self.environment, workers=self.workers, step_timeout=self.step_timeout)
-        self._collector = Collector(pool, self.agent, self.engine, self.max_active, self.max_episode_tokens)
+        collector = Collector(pool, self.agent, self.engine, self.max_active, self.max_episode_tokens)
+        ahead = stage == "fit" and self.rollouts.max_staleness > 0
+        self._player = RolloutPlayer(self._trainer, collector, self._sampling, self.seed, self.max_turns, ahead)
 
     def teardown(self, stage: str) -> None:
         """Stop the workers and free the engine."""
-        if self._collector is not None:
-            self._collector.close()
-            self._collector = None
+        if self._player is not None:
+            self._player.close()
+            self._player = None
 
     # --- training ------------------------------------------------------------------------------------------------
 
@@ -194,22 +199,17 @@ class RolloutDataModule(LightningDataModule, RankState):
         return IterationStream(self._play_iteration, self.minibatches * self.epochs)
 
     def _play_iteration(self) -> Iterator[Minibatch]:
-        iteration, module = self._trainer.current_epoch, self._module
-        specs = training_specs(
-            self.environment.tasks("train"),
-            self.rollouts,
-            seed=self.seed,
-            iteration=iteration,
-            rank=rank(),
-            world_size=world_size(),
-        )
-        rollout, statistics = self._play("train", specs, iteration)
-        rows = fresh_rows(rollout.episodes)
-        replayed = self._draw_and_admit(rollout, statistics, iteration)
+        iteration = self._trainer.current_epoch
+        yield from self._module.before_updates(self._minibatches_of(iteration))
+
+    def _minibatches_of(self, iteration: int) -> list[Minibatch]:
+        """Play, score and deal an iteration; nothing but its minibatches outlives this."""
+        played = self._playing.play_iteration(iteration, self._training_specs)
+        rollout, statistics = self._scored("train", iteration, played)
         started = time.perf_counter()
         steps = build_minibatches(
-            rows,
-            replayed,
+            fresh_rows(rollout.episodes),
+            self._draw_and_admit(rollout, statistics, iteration),
             minibatches=self.minibatches,
             epochs=self.epochs,
             max_tokens=self.max_tokens,
@@ -219,9 +219,18 @@ class RolloutDataModule(LightningDataModule, RankState):
             iteration=iteration,
         )
         rollout.seconds["other"] += time.perf_counter() - started
-        for listener in rollout_listeners(self._trainer):
-            listener.on_rollout_end(self._trainer, module, rollout)
-        yield from module.before_updates(steps)
+        self._tell(rollout)
+        return steps
+
+    def _training_specs(self, iteration: int) -> list[EpisodeSpec]:
+        return training_specs(
+            self.environment.tasks("train"),
+            self.rollouts,
+            seed=self.seed,
+            iteration=iteration,
+            rank=rank(),
+            world_size=world_size(),
+        )
 
     def _draw_and_admit(self, rollout: Rollout, statistics: GroupStatistics, iteration: int) -> dict[str, Any]:
         """Rows replayed in this iteration. Drawn before the new successes enter, so none is both fresh and replayed."""
@@ -265,40 +274,21 @@ class RolloutDataModule(LightningDataModule, RankState):
 
         def play() -> Iterator[Rollout]:
             for specs in batches:
-                rollout, _ = self._play(split, specs, self._trainer.current_epoch)
-                for listener in rollout_listeners(self._trainer):
-                    listener.on_rollout_end(self._trainer, self._module, rollout)
+                iteration = self._trainer.current_epoch
+                rollout, _ = self._scored(split, iteration, self._playing.play(split, specs, iteration))
+                self._tell(rollout)
                 yield rollout
 
         return IterationStream(play, len(batches))
 
-    # --- playing -------------------------------------------------------------------------------------------------
+    # --- after playing -----------------------------------------------------------------------------------------
 
-    def _play(self, split: Split, specs: Sequence[EpisodeSpec], iteration: int) -> tuple[Rollout, GroupStatistics]:
-        collector, module, trainer = self._collector, self._module, self._trainer
-        assert collector is not None, "setup() has not run"
-        listeners = list(rollout_listeners(trainer))
-        for listener in listeners:
-            listener.on_rollout_start(trainer, module, split, len(specs))
+    def _tell(self, rollout: Rollout) -> None:
+        for listener in rollout_listeners(self._trainer):
+            listener.on_rollout_end(self._trainer, self._module, rollout)
 
-        def on_step(finished: int, active: int) -> None:
-            for listener in listeners:
-                listener.on_rollout_step(trainer, module, finished, active)
-
-        training = module.training
-        self.engine.wake()
-        self.engine.sync(module.acting_policy(), module.weight_version)
-        played = collector.play(
-            specs,
-            self._sampling(split),
-            iteration=iteration,
-            seed=stream_seed(split, self.seed),
-            max_turns=self.max_turns,
-            on_step=on_step,
-        )
-        self.engine.sleep()
-        module.release_acting_policy()
-        module.train(training)
+    def _scored(self, split: Split, iteration: int, played: PlayedEpisodes) -> tuple[Rollout, GroupStatistics]:
+        """Score what was played. Every rank must call it."""
         started = time.perf_counter()
         whole = [episode for episode in played.episodes if episode.status != "aborted"]
         weight = self.tool_reward_weight if split == "train" else 0.0
@@ -308,14 +298,8 @@ class RolloutDataModule(LightningDataModule, RankState):
         if split == "train":
             self._warn_of_filters(shares_filtered(scored))
             statistics = estimate_advantages(scored, self.advantage, self.filters)
-        rollout = Rollout(
-            split=split,
-            iteration=iteration,
-            episodes=scored,
-            aborted=[episode for episode in played.episodes if episode.status == "aborted"],
-            seconds={**played.seconds, "other": played.seconds["other"] + time.perf_counter() - started},
-        )
-        return rollout, statistics
+        seconds = {**played.seconds, "other": played.seconds["other"] + time.perf_counter() - started}
+        return Rollout(split, iteration, scored, played.aborted, seconds), statistics
 
     def _warn_of_filters(self, shares: dict[str, float]) -> None:
         name, share = next(iter(shares.items()), ("", 0.0))
@@ -339,35 +323,59 @@ class RolloutDataModule(LightningDataModule, RankState):
 
     # --- Lightning -----------------------------------------------------------------------------------------------
 
+    def on_exception(self, exception: BaseException) -> None:
+        """Stop playing what nobody will learn from."""
+        if self._player is not None:
+            self._player.cancel()
+
     def state_dict(self) -> dict[str, Any]:
-        """Reward baseline and the replay buffers of all ranks. Lightning calls it on every rank."""
-        replay: Any = None
-        if self.replay is not None:
-            replay = _APART if self._apart else gather(replay_to_state(self.replay))
-        return {"baseline": self.baseline.state_dict(), "replay": replay}
+        """Reward baseline, and what each rank holds. Lightning calls it on every rank."""
+        mine = self._rank_state()
+        return {"baseline": self.baseline.state_dict()} | {
+            name: None if state is None else _APART if self._apart else gather(state) for name, state in mine.items()
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the reward baseline and this rank's replay buffer; entries are dealt anew if ranks have changed."""
+        """Restore the reward baseline and what this rank held; entries are dealt anew if ranks have changed."""
         self.baseline.load_state_dict(state_dict["baseline"])
-        saved = state_dict["replay"]
-        if self.replay is not None and saved is not None:
-            if saved == _APART:
-                saved = ReplayFiles(Path(self._trainer.ckpt_path).parent / RANKS)
-            load_replay(self.replay, saved, rank(), world_size())
+        replay, played = (self._saved(state_dict, name) for name in ("replay", "played"))
+        if self.replay is not None and replay is not None:
+            load_replay(self.replay, replay, rank(), world_size())
+        if played is not None and self.rollouts.max_staleness:
+            self._playing.keep(*played_from_states((played[n] for n in range(len(played))), rank(), world_size()))
+
+    def _saved(self, state_dict: dict[str, Any], name: str) -> Any:
+        """What all ranks held, one after the other; ``None`` if nothing."""
+        saved = state_dict.get(name)
+        return RankFiles(Path(self._trainer.ckpt_path).parent / RANKS, name) if saved == _APART else saved
 
     def save_rank_state(self, folder: Path) -> None:
-        """Write this rank's replay buffer; see :class:`~spear_lightning.hooks.RankState`."""
-        if self.replay is not None:
-            ReplayFiles(folder).save(self.replay, rank())
+        """Write what this rank alone holds; see :class:`~spear_lightning.hooks.RankState`."""
+        states = {name: state for name, state in self._rank_state().items() if state is not None}
+        if states:
+            save_rank_file(folder, rank(), states)
+
+    def _rank_state(self) -> dict[str, Any]:
+        """Replay buffer and episodes not yet learned from, ``None`` for what there is not."""
+        played = None if self._player is None else self._player.kept()
+        return {
+            "replay": None if self.replay is None else replay_to_state(self.replay),
+            "played": None if played is None else played_to_state(*played),
+        }
 
     @contextmanager
     def rank_state_apart(self) -> Iterator[None]:
-        """Replay buffers have a place of their own; see :class:`~spear_lightning.hooks.RankState`."""
+        """What ranks hold has a place of its own; see :class:`~spear_lightning.hooks.RankState`."""
         self._apart = True
         try:
             yield
         finally:
             self._apart = False
+
+    @property
+    def _playing(self) -> RolloutPlayer:
+        assert self._player is not None, "setup() has not run"
+        return self._player
 
     @property
     def _trainer(self) -> Any:

@@ -29,10 +29,14 @@ class RolloutHooks:
     """Called on every rank around each rollout phase: training, validation, test and prediction."""
 
     def on_rollout_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, split: Split, episodes: int) -> None:
-        """Before the first episode; ``episodes`` is the number this rank will play."""
+        """Before the first episode; ``episodes`` is the number this rank will play.
+
+        With ``data.rollouts.max_staleness: 1`` it is told when the iteration begins to wait for its episodes, some or
+        all of which are played by then.
+        """
 
     def on_rollout_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, finished: int, active: int) -> None:
-        """After each step of the environments: episodes ``finished`` so far and still ``active``."""
+        """After a step of the environments: episodes ``finished`` so far and still ``active``."""
 
     def on_rollout_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, rollout: Rollout) -> None:
         """After the episodes are scored, filtered and given advantages, before the first update on them."""
@@ -61,12 +65,14 @@ class MicroBatchOutput:
         entropies: policy entropy in nats at each token.
         mask: 1 at tokens that carry a gradient.
         turns: number of the turn that generated each token; -1 elsewhere.
+        lengths: tokens of each sequence that attend to each other, padding not counted, ``(sequences,)``.
     """
 
     source: str
     entropies: torch.Tensor
     mask: torch.Tensor
     turns: torch.Tensor
+    lengths: torch.Tensor
 
 
 class UpdateHooks:

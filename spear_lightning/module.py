@@ -223,7 +223,8 @@ class SpearModule(LightningModule, RolloutHooks):
             store.max(f"{prefix}/max_log_ratio", (log_ratio * mask).abs().max())
             store.sum(f"{prefix}/loss", loss.detach() / self.trainer.num_training_batches)  # mean over the steps
             store.sum(f"{prefix}/tokens", tokens)
-        output = MicroBatchOutput(share.source, stats.entropies.detach(), mask, batch.turns)
+        lengths = batch.attention_mask.sum(dim=1)
+        output = MicroBatchOutput(share.source, stats.entropies.detach(), mask, batch.turns, lengths)
         for callback in update_listeners(self.trainer):
             callback.on_micro_batch_end(self.trainer, self, output)
 
@@ -280,7 +281,11 @@ class SpearModule(LightningModule, RolloutHooks):
 
     def on_rollout_end(self, trainer: Trainer, pl_module: LightningModule, rollout: Rollout) -> None:
         """Take the rollout into the metrics of its split."""
-        record_rollout(self._store_of(rollout.split), rollout)
+        store = self._store_of(rollout.split)
+        record_rollout(store, rollout)
+        if rollout.split == "train":
+            ages = [self.weight_version - i.episode.weight_version for i in rollout.episodes if i.episode.turns]
+            store.mean("rollout/staleness", sum(ages) / max(1, len(ages)), len(ages))
 
     def record_counts(self, values: dict[str, float]) -> None:
         """Take numbers that hold for the whole run, not for one rank (replay size, P50), into the training metrics."""

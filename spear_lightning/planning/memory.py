@@ -22,8 +22,9 @@ Phase = Literal["generation", "backward", "step"]
 PHASES: tuple[Phase, ...] = ("generation", "backward", "step")
 """Of an iteration: episodes are played; gradients are computed; the optimizer steps."""
 
-REPLAY_TOKEN = 4 + 1 + 4 + 4 + 2
-"""Bytes of a replayed token: id, mask, log-probability, advantage, turn (``spear_lightning.rollout.episode.Row``)."""
+REPLAY_TOKEN = 4 + 4
+"""Bytes of a replayed token at most: id and log-probability. What was not generated has none, and what rows repeat of
+each other is stored once (:mod:`spear_lightning.rollout.storage`, measured by ``benchmarks/storage.py``)."""
 
 PREFILL_TOKENS = 16_384
 """Tokens that the engine feeds at once at most (:func:`spear_lightning.engines.batches.similar_lengths`)."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from spear_lightning.algorithm.replay import Drawn, ReplayEntry
 from spear_lightning.rollout.episode import Row, rows_of
 from spear_lightning.rollout.scored import ScoredEpisode
+from spear_lightning.rollout.storage import RowStore
 
 
 def fresh_rows(scored: Iterable[ScoredEpisode]) -> dict[str, Row]:
@@ -15,16 +16,17 @@ def fresh_rows(scored: Iterable[ScoredEpisode]) -> dict[str, Row]:
 
 
 def admissible_entries(scored: Iterable[ScoredEpisode], has_tools: bool = True) -> list[ReplayEntry]:
-    """Replay entries of the rows with a loss and a positive advantage (algorithm.md §3).
+    """Replay entries of the rows with a loss and a positive advantage (algorithm.md §3), their rows put away together.
 
     Args:
         scored: of one iteration.
         has_tools: the task has tools: only episodes with at least one tool call are admitted.
     """
-    return [
+    store = RowStore()
+    entries = [
         ReplayEntry(
             key=key,
-            payload=row,
+            payload=store.add(row),
             reward=item.reward,
             advantage=row.advantage,
             iteration=item.episode.iteration,
@@ -32,6 +34,8 @@ def admissible_entries(scored: Iterable[ScoredEpisode], has_tools: bool = True) 
         for item, key, row in _rows(scored)
         if row.mask.any() and row.advantage > 0 and (item.episode.tool_calls > 0 or not has_tools)
     ]
+    store.complete()
+    return entries
 
 
 def recalibrated(drawn: Sequence[Drawn]) -> dict[str, Row]:

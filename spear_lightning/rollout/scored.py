@@ -52,7 +52,8 @@ class Rollout:
         iteration: number of the SPEAR iteration (epoch) it belongs to.
         episodes: scored, in order of (group, index). Aborted ones are not among them.
         aborted: episodes whose environment failed.
-        seconds: wall-clock by phase: ``generation``, ``environment``, ``other``.
+        seconds: wall-clock by phase: ``generation``, ``environment``, ``sync`` (handing weights to the engine),
+            ``other``.
     """
 
     __slots__ = ("aborted", "episodes", "iteration", "seconds", "split")

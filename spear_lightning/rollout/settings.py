@@ -16,6 +16,10 @@ class TrainingRollouts:
         top_p: must be 1. Any truncation draws from another distribution than the one whose log-probabilities are
             stored, and the importance ratio would be wrong.
         top_k: must be 0, for the same reason.
+        max_staleness: 0 plays an iteration with the weights that it will train. 1 plays the next iteration while this
+            one trains, so with weights that are one iteration old from the second iteration on; importance ratios are
+            taken against the log-probabilities it was played with. More would only be older: one engine plays one
+            iteration at a time.
 
     Raises:
         ValueError: a value is out of range; the message names the key.
@@ -26,8 +30,14 @@ class TrainingRollouts:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    max_staleness: int = 0
 
     def __post_init__(self) -> None:
+        if self.max_staleness not in (0, 1):
+            raise ValueError(
+                f"data.rollouts.max_staleness must be 0 (strictly on-policy) or 1 (the next iteration is played while "
+                f"this one trains), not {self.max_staleness}"
+            )
         for name in ("tasks", "group_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.rollouts.{name} must be at least 1, not {getattr(self, name)}")

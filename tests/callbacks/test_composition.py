@@ -11,11 +11,19 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMon
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 import spear_lightning.callbacks as package
-from spear_lightning.callbacks import CurriculumSchedule, EntropyMonitor, LearningCurve, RolloutLog, RolloutProgress
+from spear_lightning.callbacks import (
+    CurriculumSchedule,
+    EntropyMonitor,
+    LearningCurve,
+    RolloutLog,
+    RolloutProgress,
+    ThroughputMonitor,
+)
 from tests.callbacks.tiny import TinyData, TinyModule, make_trainer
 
-ALL = [CurriculumSchedule, EntropyMonitor, LearningCurve, RolloutLog, RolloutProgress]
-SUBSETS = [subset for size in range(len(ALL) + 1) for subset in combinations(ALL, size)]
+ALL = [CurriculumSchedule, EntropyMonitor, LearningCurve, RolloutLog, RolloutProgress, ThroughputMonitor]
+# All subsets of those that act on what they see; the one that only reads clocks alone and with all others.
+SUBSETS = [subset for size in range(len(ALL)) for subset in combinations(ALL[:-1], size)] + [(ALL[-1],), tuple(ALL)]
 
 
 @pytest.mark.parametrize("subset", SUBSETS, ids=lambda subset: "+".join(kind.__name__ for kind in subset) or "none")
@@ -31,6 +39,7 @@ def test_any_subset_works_and_leaves_training_as_it_is(tmp_path: Path, subset: t
     logged = {name.split("/")[0] for name in trainer.callback_metrics}
     assert ("curriculum" in logged) == (CurriculumSchedule in subset)
     assert ("entropy" in logged) == (EntropyMonitor in subset)
+    assert ("time" in logged) == (ThroughputMonitor in subset)
     assert ((tmp_path / "evaluations.json").exists()) == (LearningCurve in subset)
     assert ((tmp_path / "rollouts").exists()) == (RolloutLog in subset)
     assert (data.weights[0] == (0.0, 1.0)) == (CurriculumSchedule in subset)
@@ -72,15 +81,17 @@ def test_they_are_composed_in_yaml_by_class_path_and_refuse_unknown_keys(tmp_pat
             {"class_path": "LearningCurve", "init_args": {"directory": str(tmp_path)}},
             {"class_path": "RolloutLog", "init_args": {"splits": ["train", "test"]}},
             {"class_path": "RolloutProgress"},
+            {"class_path": "spear_lightning.callbacks.ThroughputMonitor", "init_args": {"peak_flops": "measure"}},
         ]
     }
     parsed = parser.parse_object(config)
-    curriculum, monitor, curve, log, progress = parser.instantiate_classes(parsed).callbacks
+    curriculum, monitor, curve, log, progress, throughput = parser.instantiate_classes(parsed).callbacks
     assert (curriculum.imitation.horizon, curriculum.tool_reward(9)) == (7, 0.5)
     assert (monitor.lower, monitor.action, monitor.positions) == (None, "stop", (1, 4))
     assert curve.directory == tmp_path
     assert log.splits == ("train", "test")
     assert isinstance(progress, RolloutProgress)
+    assert throughput.peak_flops == "measure"
     text = parser.dump(parsed, skip_none=False)  # as LightningCLI does: null switches a bound off
     assert parser.dump(parser.parse_string(text), skip_none=False) == text
     with pytest.raises(ArgumentError, match="patiense"):

@@ -196,6 +196,7 @@ class TinyModule(LightningModule):
             entropies=torch.tensor([[9.0, batch, batch, 3 * batch, float("nan")]]),
             mask=torch.tensor([[0, 1, 1, 1, 0]]),
             turns=torch.tensor([[-1, 0, 0, 2, 3]]),
+            lengths=torch.tensor([5]),
         )
         for callback in update_listeners(self.trainer):
             callback.on_micro_batch_end(self.trainer, self, output)

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from spear_lightning.algorithm.replay import ReplayBuffer
 from spear_lightning.checkpoints import MANIFEST, problem
+from spear_lightning.rollout.state import load_replay
 
 # Plain SGD: Adam's first steps have the size of the learning rate whatever the gradient, and would hide an error in it.
 PLAIN: dict[str, Any] = {
@@ -61,5 +63,17 @@ def weights(state: Path) -> dict[str, torch.Tensor]:
 
 
 def replay(checkpoint: Path, rank: int) -> list[dict[str, Any]]:
-    """The replay entries of a rank."""
-    return torch.load(checkpoint / f"ranks/rank-{rank:05d}.pt", weights_only=True)["entries"]
+    """The replay entries of a rank, their rows whole again."""
+    return entries_of(torch.load(checkpoint / f"ranks/rank-{rank:05d}.pt", weights_only=True)["replay"])
+
+
+def entries_of(state: dict[str, Any]) -> list[dict[str, Any]]:
+    """The entries of a saved replay buffer, their rows whole again."""
+    buffer = ReplayBuffer()
+    load_replay(buffer, [state], 0, 1)
+    found = []
+    for entry in buffer.state_dict()["entries"]:
+        row = entry["payload"].with_advantage(0.0)
+        payload = {name: torch.from_numpy(getattr(row, name)) for name in ("ids", "mask", "logps", "turns")}
+        found.append({**entry, "payload": payload})
+    return found

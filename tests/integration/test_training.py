@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.integration.conftest import ROOT, environment, spear_command
-from tests.integration.runs import curve
+from tests.integration.runs import curve, entries_of
 
 pytestmark = pytest.mark.slow
 
@@ -74,7 +74,7 @@ def test_kill_and_resume_gives_the_uninterrupted_curve(spear, tmp_path, games_ca
     ours, theirs = (torch.load(folder / "checkpoints/last.ckpt", weights_only=False) for folder in (killed, whole))
     for name, tensor in theirs["state_dict"].items():
         torch.testing.assert_close(ours["state_dict"][name], tensor, rtol=0, atol=0)
-    replays = [checkpoint["RolloutDataModule"]["replay"][0]["entries"] for checkpoint in (ours, theirs)]
+    replays = [entries_of(checkpoint["RolloutDataModule"]["replay"][0]) for checkpoint in (ours, theirs)]
     assert [entry["key"] for entry in replays[0]] == [entry["key"] for entry in replays[1]]
     for mine, other in zip(*replays, strict=True):
         assert all(torch.equal(mine["payload"][name], other["payload"][name]) for name in other["payload"])

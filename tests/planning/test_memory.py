@@ -117,7 +117,7 @@ def test_offloading_moves_and_a_cpu_has_one_memory():
     plan = plan_memory(TINY, ZERO, layout, Workload(tokens=1, replay_entries=8, replay_tokens=10))
     places = {part.name: part.place for part in plan.parts}
     assert (places["optimizer"], places["parameters"], places["gradients"]) == ("host", "disk", "host")
-    assert plan.host == 2 * (3000 + 500 + 1000 + 2000 + 2 * 10 * 15)  # of the node's two ranks, replay over all four
+    assert plan.host == 2 * (3000 + 500 + 1000 + 2000 + 2 * 10 * 8)  # of the node's two ranks, replay over all four
     shared = plan.on_cpu()
     assert shared.host == 0
     assert shared.total("step") == plan.total("step") + plan.total("step", "host")
@@ -151,7 +151,7 @@ def test_cache_and_replay():
     assert [cache_columns(64, n) for n in (1, 64, 65, 128, 129, 2560)] == [64, 64, 128, 128, 192, 2624]
     assert cache_columns(2048, 2560) == 3072
     assert cache_bytes(TINY, BF16, sequences=3, columns=64) == 2 * 2 * 4 * 2 * 3 * 64
-    assert replay_bytes(10, 100) == 15_000
+    assert replay_bytes(10, 100) == 8_000
 
 
 def test_costs_by_hand():
@@ -165,5 +165,5 @@ def test_costs_by_hand():
     assert update_messages(TINY, FLOAT32, Layout.ddp(4, 4), 3) == 8000
     assert update_messages(TINY, FLOAT32, Layout.single(), 3) == 0
     assert [replica_messages(TINY, ZERO, Layout.zero(stage, 4, 4)) for stage in (2, 3)] == [0, 2000]
-    assert checkpoint_bytes(TINY, ZERO, Layout.zero(2, 4, 4), replay_tokens=10) == 14_000 + 150
+    assert checkpoint_bytes(TINY, ZERO, Layout.zero(2, 4, 4), replay_tokens=10) == 14_000 + 80
     assert checkpoint_bytes(TINY, ZERO, Layout.zero(3, 4, 4)) == 12_000

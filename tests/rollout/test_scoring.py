@@ -108,7 +108,7 @@ def test_replayed_rows_keep_the_log_probabilities_they_were_played_with():
     estimate_advantages(scored, GRPO(normalize_std=False), FILTERS)
     entry = admissible_entries(scored)[0]
     row = recalibrated([Drawn(entry, 2.5)])[entry.key]
-    np.testing.assert_array_equal(row.logps, entry.payload.logps)
+    np.testing.assert_array_equal(row.logps, fresh_rows(scored)[entry.key].logps)
     np.testing.assert_array_equal(row.advantages[row.turns >= 0], np.float32(2.5))
     assert (row.advantages[row.turns < 0] == 0).all()
 
