@@ -6,6 +6,7 @@ generates and evaluates padded batches as ever.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -19,8 +20,12 @@ from spear_lightning.packing import Segments, pack_rows
 
 try:
     from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # before torch 2.10
+except ImportError:  # an older torch
     varlen_attn = None  # type: ignore[assignment]
+
+_VARLEN_OPTIONS: frozenset[str] = (
+    frozenset() if varlen_attn is None else frozenset(inspect.signature(varlen_attn).parameters)
+)
 
 NAME = "packed_sdpa"
 """What ``attn_implementation`` is set to."""
@@ -50,8 +55,16 @@ def pack_model(causal: Any, attention: str) -> None:
             f"({', '.join(sorted(other))}): set policy.layout to padded"
         )
     causal.set_attn_implementation(NAME)
-    if not any(p.is_meta or hasattr(p, "ds_id") for p in causal.parameters()) and not _heeds_segments(causal):
-        raise ValueError(f"policy.layout: {type(causal).__name__} does not run on packed rows: set it to padded")
+    # Weights that are not there (partitioned by ZeRO-3, on the meta device) cannot be tried out.
+    if any(p.is_meta or hasattr(p, "ds_id") for p in causal.parameters()):
+        return
+    refused = f"policy.layout: {type(causal).__name__} does not run on packed rows: set policy.layout to padded"
+    try:
+        heeds = _heeds_segments(causal)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{refused} ({error})") from error
+    if not heeds:
+        raise ValueError(refused)
 
 
 @torch.no_grad()
@@ -65,8 +78,6 @@ def _heeds_segments(causal: Any) -> bool:
     try:
         alone = causal.base_model(input_ids=ids, use_cache=False).last_hidden_state
         together = causal.base_model(input_ids=packed.input_ids, use_cache=False, **packed.inputs).last_hidden_state
-    except (TypeError, ValueError, RuntimeError):
-        return False
     finally:
         causal.train(training)
     error = (together[0][packed.places] - alone).abs().max()
@@ -132,11 +143,15 @@ def _in(query: Tensor, mask: Tensor | None) -> Tensor | None:
 
 def _has_kernel(query: Tensor) -> bool:
     """Whether torch's own flash attention takes rows of any length at once: on GPUs, in 16 bits."""
-    return varlen_attn is not None and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
+    return "window_size" in _VARLEN_OPTIONS and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
 
 
 def _with_kernel(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None) -> Tensor:
     query, key, value = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
+    groups = query.shape[1] // key.shape[1]
+    options: dict[str, Any] = {"enable_gqa": groups > 1}
+    if "enable_gqa" not in _VARLEN_OPTIONS:  # torch 2.11
+        key, value, options = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), {}
     output = varlen_attn(
         query,
         key,
@@ -147,7 +162,7 @@ def _with_kernel(query: Tensor, key: Tensor, value: Tensor, segments: Segments, 
         max(segments.keys),
         scale=scaling,
         window_size=(-1, 0),  # causal, aligned at the last key
-        enable_gqa=query.shape[1] != key.shape[1],
+        **options,
     )
     assert isinstance(output, Tensor)
     return output[None]

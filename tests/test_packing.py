@@ -155,7 +155,18 @@ def test_adapters_make_no_gradient_of_what_is_frozen(tiny_policy):
             {"layout": "packed", "config": {"model_type": "mistral", "sliding_window": 4}},
             r"policy\.layout: Mistral.*sliding_attention.*padded",
         ),
-        ({"layout": "packed", "replace": {"model_type": "gpt2", "n_embd": 16, "n_head": 2}}, r"policy\.layout: GPT2"),
+        (
+            {
+                "layout": "packed",
+                "replace": {
+                    "model_type": "falcon",
+                    "hidden_size": 16,
+                    "num_hidden_layers": 1,
+                    "num_attention_heads": 2,
+                },
+            },
+            r"policy\.layout: Falcon.*packed rows",
+        ),
     ],
     ids=lambda value: None if isinstance(value, str) else "-".join(map(str, value)),
 )

@@ -128,7 +128,8 @@ def _padded(rows: Sequence[Row], max_tokens: int) -> tuple[list[int], list[int]]
     order = sorted(range(len(rows)), key=lambda number: (-len(rows[number]), number))
     lengths = [len(rows[number]) for number in order]
     alone = sum(length > max_tokens for length in lengths)
-    return order, [1] * alone + _balanced(partial(_rectangles, lengths[alone:]), max(lengths, default=1), max_tokens)
+    low = max(lengths[alone:], default=1)
+    return order, [1] * alone + _balanced(partial(_rectangles, lengths[alone:]), low, max_tokens)
 
 
 def _packed(rows: Sequence[Row], max_tokens: int) -> tuple[list[int], list[int]]:
