@@ -90,8 +90,7 @@ def update(size: Size, played: Played) -> dict[str, Any]:
     result: dict[str, Any] = {}
     if trl_update.installed():
         tokenizer = load_tokenizer(TOKENIZER, "tokenizer")
-        for name, checkpointing in (("TRL", False), ("TRL, default checkpointing", True)):
-            contenders[name] = trl_update.TRLUpdate(list(rows.values()), tokenizer, model, checkpointing=checkpointing)
+        contenders["TRL"] = trl_update.TRLUpdate(list(rows.values()), tokenizer, model)
     else:
         print(f"update: {trl_update.MISSING}", flush=True)
         result["skipped"] = trl_update.MISSING

@@ -46,7 +46,8 @@ def fuse_kernels(causal: Any) -> None:
     """
     if find_spec("liger_kernel") is None:
         raise ValueError(
-            "policy.fused_kernels needs the package liger-kernel: pip install 'spear-lightning[kernels]', or set it to false"
+            "policy.fused_kernels needs the package liger-kernel: pip install 'spear-lightning[kernels]', "
+            "or set it to false"
         )
     if not torch.cuda.is_available():
         raise ValueError("policy.fused_kernels needs a GPU, and torch sees none: set it to false")

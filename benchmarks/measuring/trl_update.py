@@ -39,7 +39,6 @@ class TRLUpdate:
         rows: of a rollout, in ``conversation`` context.
         tokenizer: of the model.
         config: Hugging Face configuration of the model.
-        checkpointing: TRL's default is true.
         batch: rows of a micro-batch; TRL's default is 8.
 
     Raises:
@@ -51,8 +50,6 @@ class TRLUpdate:
         rows: Sequence[Row],
         tokenizer: PreTrainedTokenizerBase,
         config: dict[str, Any],
-        *,
-        checkpointing: bool = False,
         batch: int = 8,
     ) -> None:
         from datasets import Dataset
@@ -71,7 +68,7 @@ class TRLUpdate:
             per_device_train_batch_size=batch,
             gradient_accumulation_steps=self._pieces,
             num_generations=8,
-            gradient_checkpointing=checkpointing,
+            gradient_checkpointing=False,  # its default is true, for memory; without is sooner
             learning_rate=LEARNING_RATE,
             use_cpu=True,
             bf16=False,
