@@ -71,7 +71,8 @@ class RolloutDataModule(LightningDataModule, RankState):
         max_active: most episodes that this rank plays at a time; ``None`` plays all of a phase together.
         minibatches: optimizer steps per pass over an iteration's rows.
         epochs: passes over an iteration's rows.
-        max_tokens: of a micro-batch: rows times padded length.
+        max_tokens: that the model computes for a micro-batch: rows times padded length; with ``policy.layout`` other
+            than ``padded``, only the tokens themselves.
         workers: environment worker processes on this rank.
         step_timeout: seconds after which an environment that does not answer is given up.
         seed: of task order, sampling, replay draws and minibatches; ``spear`` sets it from ``seed_everything``.
@@ -217,6 +218,7 @@ class RolloutDataModule(LightningDataModule, RankState):
             temperature=self.rollouts.temperature,
             seed=self.seed,
             iteration=iteration,
+            layout=module.policy.layout,
         )
         rollout.seconds["other"] += time.perf_counter() - started
         self._tell(rollout)

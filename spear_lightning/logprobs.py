@@ -169,7 +169,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
         # Sums over many chunks are kept in the softmax's precision and rounded once.
         sum_dtype = _softmax_dtype(hidden.dtype)
         grad_hidden = torch.empty_like(hidden) if for_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=sum_dtype) if for_weight else None
+        grad_weight: Tensor | None = None
         grad_bias = torch.zeros_like(bias, dtype=sum_dtype) if for_bias else None
         for start in range(0, len(hidden), ctx.chunk_size):
             part = slice(start, start + ctx.chunk_size)
@@ -188,10 +188,12 @@ class _ChunkedLogProbs(torch.autograd.Function):
             narrow = grad.to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[part] = narrow @ weight
-            if grad_weight is not None:
-                grad_weight += narrow.T @ hidden[part]
+            if for_weight:
+                grad_weight = _add_product(grad_weight, narrow.T, hidden[part], sum_dtype)
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
+        if for_weight and grad_weight is None:  # there is no token
+            grad_weight = torch.zeros_like(weight)
         return (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
@@ -200,6 +202,13 @@ class _ChunkedLogProbs(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _add_product(total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """``total + left @ right`` in ``dtype``, in place where there is a total: it is as large as the output head."""
+    if total is None:
+        return (left @ right).to(dtype)
+    return total.addmm_(left, right) if left.dtype == dtype else total.add_(left @ right)
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:

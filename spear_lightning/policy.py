@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from spear_lightning.acceleration import check_compilable, compiled_base, fuse_kernels
 from spear_lightning.adapters import LoRA, with_adapters
 from spear_lightning.loading import check_vocabulary, fresh_model, load_model, load_tokenizer, tokenizer_hash
 from spear_lightning.logprobs import (
@@ -19,6 +20,8 @@ from spear_lightning.logprobs import (
     checkpointed_stats_of_logits,
     chunk_tokens,
 )
+from spear_lightning.packed_attention import pack_model
+from spear_lightning.packing import LAYOUTS, Layout, pack_rows
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """What ``policy.dtype`` may be."""
@@ -54,6 +57,12 @@ class Policy(nn.Module):
         attention: Hugging Face attention implementation (``sdpa``, ``eager``, ``flash_attention_2``, …).
         gradient_checkpointing: recompute the layers in the backward pass: less memory, a third more computation.
         lora: train low-rank adapters instead of all weights.
+        layout: how a batch's rows go through the model, with the same results: ``padded`` to the length of the longest;
+            ``packed`` end to end, without padding; ``shared``: packed, and what rows begin with in common is computed
+            once (:mod:`spear_lightning.packing`). The last two need ``sdpa``.
+        compile: compile the layers with ``torch.compile`` for training; generation stays as it is.
+        fused_kernels: Liger's Triton kernels for norms, rotary embeddings and activations (a GPU and the package
+            ``liger-kernel``).
         seed: of fresh weights and adapters.
         chunk_bytes: bound on the memory of one chunk of the output head's temporaries.
 
@@ -77,6 +86,9 @@ class Policy(nn.Module):
         lora: LoRA | None = None,
         seed: int = 0,
         chunk_bytes: int = CHUNK_BYTES,
+        layout: Layout = "padded",
+        compile: bool = False,
+        fused_kernels: bool = False,
     ) -> None:
         super().__init__()
         if (model is None) == (config is None):
@@ -85,7 +97,11 @@ class Policy(nn.Module):
             raise ValueError(f"policy.dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
         if chunk_bytes < 1:
             raise ValueError(f"policy.chunk_bytes must be above 0, not {chunk_bytes}")
-        self.lora = lora
+        if layout not in LAYOUTS:
+            raise ValueError(f"policy.layout must be one of {', '.join(LAYOUTS)}, not {layout!r}")
+        if compile:
+            check_compilable(layout)
+        self.lora, self.layout = lora, layout
         options: dict[str, Any] = {"dtype": DTYPES[dtype], "attention": attention}
         if model is not None:
             self.tokenizer = load_tokenizer(tokenizer or model, "policy.tokenizer" if tokenizer else "policy.model")
@@ -101,10 +117,17 @@ class Policy(nn.Module):
             if not causal.supports_gradient_checkpointing:
                 raise ValueError(f"policy.gradient_checkpointing: {type(causal).__name__} does not support it")
             causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if fused_kernels:
+            fuse_kernels(causal)
         self.model: nn.Module = causal if lora is None else with_adapters(causal, lora, seed)
         self.chunked = _has_plain_head(causal, attention)
         if self.chunked:
             causal.set_output_embeddings(ChunkedHead.sharing(causal.get_output_embeddings()))
+        if layout != "padded":
+            if lora is not None and lora.dropout and layout == "shared":
+                raise ValueError("policy.layout: shared would give rows the same policy.lora.dropout: set that to 0")
+            pack_model(causal, attention)
+        self._compiled = (compiled_base(causal),) if compile else None  # a tuple: not a module of the policy's own
         self._keeps_logits = "logits_to_keep" in inspect.signature(causal.forward).parameters
         self._chunk_size = chunk_tokens(causal.config.get_text_config().vocab_size, chunk_bytes)
         # Gradient checkpointing and LoRA's dropout work in training mode only, and a loaded model comes in evaluation
@@ -131,9 +154,15 @@ class Policy(nn.Module):
         # Token t is predicted at position t - 1.
         rows, columns = wanted[:, 1:].nonzero(as_tuple=True)
         targets = input_ids[rows, columns + 1].long()
-        logps, entropies = self._stats(input_ids, self._inputs_of(mask), rows, columns, targets, temperature)
-        place = (rows, columns + 1)
-        empty = logps.new_zeros(input_ids.shape)
+        place, shape = (rows, columns + 1), input_ids.shape
+        if self.layout == "padded":
+            inputs = self._inputs_of(mask)
+        else:
+            packed = pack_rows(input_ids, mask, share=self.layout == "shared")
+            rows, columns = torch.zeros_like(rows), packed.places[rows, columns]
+            input_ids, inputs = packed.input_ids, packed.inputs
+        logps, entropies = self._stats(input_ids, inputs, rows, columns, targets, temperature)
+        empty = logps.new_zeros(shape)
         return TokenStats(empty.index_put(place, logps), empty.index_put(place, entropies))
 
     def evaluate(
@@ -229,7 +258,7 @@ class Policy(nn.Module):
     def _head(self) -> Any:
         return self.causal_lm.get_output_embeddings()
 
-    def _inputs_of(self, mask: Tensor) -> dict[str, Tensor]:
+    def _inputs_of(self, mask: Tensor) -> dict[str, Any]:
         """What a batch needs beyond its ids.
 
         Padding on the right needs nothing: a causal model's tokens never see what comes after them. Sparing the mask
@@ -242,7 +271,7 @@ class Policy(nn.Module):
     def _stats(
         self,
         input_ids: Tensor,
-        inputs: Mapping[str, Tensor],
+        inputs: Mapping[str, Any],
         rows: Tensor,
         columns: Tensor,
         targets: Tensor,
@@ -250,7 +279,8 @@ class Policy(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies of ``targets``, each predicted at ``(row, column)``."""
         if self.chunked:
-            hidden = self.causal_lm.base_model(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
+            base = self.causal_lm.base_model if self._compiled is None else self._compiled[0]
+            hidden = base(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
             stats: tuple[Tensor, Tensor] = self._head(hidden[rows, columns], targets, temperature, self._chunk_size)
             return stats
         kept, index = torch.unique(columns, return_inverse=True)

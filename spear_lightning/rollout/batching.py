@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
 from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from spear_lightning.packing import Layout, common_length, sorted_for_sharing
 from spear_lightning.randomness import stream_seed
 from spear_lightning.rollout.episode import Row
 
@@ -69,27 +72,29 @@ def empty_micro_batch(pad_id: int, source: Literal["fresh", "replay"] = "fresh")
     )
 
 
-def pack(rows: Sequence[Row], *, pad_id: int, max_tokens: int, source: Literal["fresh", "replay"]) -> list[MicroBatch]:
+def pack(
+    rows: Sequence[Row], *, pad_id: int, max_tokens: int, source: Literal["fresh", "replay"], layout: Layout = "padded"
+) -> list[MicroBatch]:
     """Pack rows into as few micro-batches as the budget allows, of about equal cost.
 
-    Rows of similar length go together. A row that alone exceeds the budget gets a micro-batch of its own. The result is
-    a function of the lengths and the order of the rows alone.
+    Rows of similar length go together; for the ``shared`` layout, rows that begin alike. A row that alone exceeds the
+    budget gets a micro-batch of its own. The result is a function of the order of the rows and of their lengths (for
+    ``shared``, their ids) alone.
 
     Args:
         rows: each goes into exactly one micro-batch.
         pad_id: token id that short rows are filled up with.
-        max_tokens: rows times padded length of a micro-batch at most.
+        max_tokens: that the model computes for a micro-batch at most: rows times padded length (``padded``), the rows'
+            tokens (``packed``), or those without the beginnings that are computed once (``shared``).
         source: recorded in the micro-batches.
+        layout: how the policy takes rows.
 
     Raises:
         ValueError: ``max_tokens`` is not positive.
     """
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
-    order = sorted(range(len(rows)), key=lambda number: (-len(rows[number]), number))
-    lengths = [len(rows[number]) for number in order]
-    alone = sum(length > max_tokens for length in lengths)
-    sizes = [1] * alone + _balanced(lengths[alone:], max_tokens)
+    order, sizes = _ORDERS[layout](rows, max_tokens)
     ends = np.cumsum(sizes, dtype=int)
     return [
         _pad([rows[number] for number in order[end - size : end]], pad_id, source)
@@ -119,26 +124,76 @@ def split_minibatches(keys: Sequence[Key], count: int, seed: int) -> dict[Key, i
     return {key: position * count // len(shuffled) for position, key in enumerate(shuffled)}
 
 
-def _balanced(lengths: list[int], max_tokens: int) -> list[int]:
-    """Cut descending lengths into the fewest pieces within the budget, with the smallest possible largest piece."""
-    fewest = len(_greedy(lengths, max_tokens))
-    low, high = max(lengths, default=1), max_tokens
+def _padded(rows: Sequence[Row], max_tokens: int) -> tuple[list[int], list[int]]:
+    order = sorted(range(len(rows)), key=lambda number: (-len(rows[number]), number))
+    lengths = [len(rows[number]) for number in order]
+    alone = sum(length > max_tokens for length in lengths)
+    low = max(lengths[alone:], default=1)
+    return order, [1] * alone + _balanced(partial(_rectangles, lengths[alone:]), low, max_tokens)
+
+
+def _packed(rows: Sequence[Row], max_tokens: int) -> tuple[list[int], list[int]]:
+    order = sorted(range(len(rows)), key=lambda number: (-len(rows[number]), number))
+    lengths = [len(rows[number]) for number in order]
+    return order, _balanced(partial(_chains, lengths, lengths), 1, max_tokens)
+
+
+def _shared(rows: Sequence[Row], max_tokens: int) -> tuple[list[int], list[int]]:
+    order = sorted_for_sharing([row.ids for row in rows])
+    lengths = [len(rows[number]) for number in order]
+    common = [common_length(rows[one].ids, rows[other].ids) for one, other in pairwise(order)]
+    own = [length - shared for length, shared in zip(lengths, [0, *common], strict=False)]
+    return order, _balanced(partial(_chains, lengths, own), 1, max_tokens)
+
+
+_ORDERS: dict[Layout, Callable[[Sequence[Row], int], tuple[list[int], list[int]]]] = {
+    "padded": _padded,
+    "packed": _packed,
+    "shared": _shared,
+}
+"""For each layout: the order of the rows, and how many of them each micro-batch takes."""
+
+
+def _balanced(cut: Callable[[int], list[int]], low: int, max_tokens: int) -> list[int]:
+    """The fewest pieces within the budget, with the smallest possible largest piece.
+
+    Args:
+        cut: sizes of consecutive pieces within a budget, each as large as it allows.
+        low: smallest budget that can be cut to.
+        max_tokens: the budget.
+    """
+    fewest = len(cut(max_tokens))
+    high = max_tokens
     while low < high:
         middle = (low + high) // 2
-        if len(_greedy(lengths, middle)) <= fewest:
+        if len(cut(middle)) <= fewest:
             high = middle
         else:
             low = middle + 1
-    return _greedy(lengths, high)
+    return cut(high)
 
 
-def _greedy(lengths: list[int], budget: int) -> list[int]:
-    """Sizes of consecutive pieces, each as large as the budget allows; no length may exceed it."""
+def _rectangles(lengths: list[int], budget: int) -> list[int]:
+    """Pieces of descending lengths, each costing its rows times its longest; no length may exceed the budget."""
     sizes: list[int] = []
     start = 0
     while start < len(lengths):
         sizes.append(min(budget // max(1, lengths[start]), len(lengths) - start))  # the first of a piece is the longest
         start += sizes[-1]
+    return sizes
+
+
+def _chains(first: list[int], further: list[int], budget: int) -> list[int]:
+    """Pieces, of at least a row, of rows that cost ``first`` at the head of a piece and ``further`` after another."""
+    sizes: list[int] = []
+    room = -1
+    for head, more in zip(first, further, strict=True):
+        if more <= room:
+            sizes[-1] += 1
+            room -= more
+        else:
+            sizes.append(1)
+            room = budget - head
     return sizes
 
 

@@ -14,6 +14,7 @@ from typing import Generic, Literal, TypeVar
 import torch
 
 from spear_lightning.distributed import concatenate, gather, total
+from spear_lightning.packing import Layout
 from spear_lightning.randomness import stream_seed
 from spear_lightning.rollout.batching import MicroBatch, empty_micro_batch, pack, split_minibatches
 from spear_lightning.rollout.episode import Row
@@ -96,6 +97,7 @@ def build_minibatches(
     temperature: float,
     seed: int,
     iteration: int,
+    layout: Layout = "padded",
 ) -> list[Minibatch]:
     """Deal rows into the ``epochs * minibatches`` steps of an iteration. Every rank must call it.
 
@@ -104,11 +106,12 @@ def build_minibatches(
         replay: likewise; replayed rows are spread over the steps like fresh ones, so that each step sees both.
         minibatches: optimizer steps per pass over the rows.
         epochs: passes over the rows.
-        max_tokens: rows times padded length of a micro-batch at most.
+        max_tokens: that are computed for a micro-batch at most (:func:`~spear_lightning.rollout.batching.pack`).
         pad_id: token id that short rows are filled up with.
         temperature: rows were sampled at.
         seed: of the run.
         iteration: number of this iteration.
+        layout: how the policy takes rows.
     """
     steps: list[Minibatch] = []
     for epoch in range(epochs):
@@ -118,7 +121,7 @@ def build_minibatches(
             keys = concatenate(sorted(rows))
             step_of = split_minibatches(keys, minibatches, stream_seed("deal", source, seed, iteration, epoch))
             parts[source] = [
-                _part([rows[key] for key in sorted(rows) if step_of[key] == step], max_tokens, pad_id, source)
+                _part([rows[key] for key in sorted(rows) if step_of[key] == step], max_tokens, pad_id, source, layout)
                 for step in range(minibatches)
             ]
         for step in range(minibatches):
@@ -134,9 +137,9 @@ def build_minibatches(
     return steps
 
 
-def _part(rows: list[Row], max_tokens: int, pad_id: int, source: Source) -> Part:
+def _part(rows: list[Row], max_tokens: int, pad_id: int, source: Source, layout: Layout) -> Part:
     rows = [row for row in rows if row.mask.any()]  # a row without loss would only cost time
-    packed = pack(rows, pad_id=pad_id, max_tokens=max_tokens, source=source)
+    packed = pack(rows, pad_id=pad_id, max_tokens=max_tokens, source=source, layout=layout)
     packed += [empty_micro_batch(pad_id, source=source) for _ in range(max(gather(len(packed))) - len(packed))]
     counts = total(
         {

@@ -1,0 +1,98 @@
+"""One optimizer step of :class:`~spear_lightning.module.SpearModule`, through the Trainer, as in a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+
+from spear_lightning.algorithm.losses import PPOClip
+from spear_lightning.module import SpearModule
+from spear_lightning.packing import Layout
+from spear_lightning.policy import Policy
+from spear_lightning.rollout.episode import Row
+from spear_lightning.rollout.minibatches import IterationStream, Minibatch, build_minibatches
+
+TOKENIZER = str(Path(__file__).resolve().parents[2] / "spear_lightning/warmstart/policy")
+
+MODEL = {
+    "model_type": "qwen2",
+    "vocab_size": 19200,
+    "hidden_size": 512,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": True,
+}
+"""A Qwen2 of 27.9 M parameters."""
+
+QUICK = {**MODEL, "vocab_size": 2048, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2}
+"""One of 0.6 M, to try the benchmark out."""
+
+LEARNING_RATE = 1e-6
+
+
+class OurUpdate:
+    """Forward passes, backward passes, clipping and AdamW step on rows; called for each step.
+
+    Args:
+        rows: of a rollout.
+        layout: ``policy.layout``.
+        max_tokens: ``data.max_tokens``.
+        model: Hugging Face configuration.
+    """
+
+    def __init__(self, rows: Mapping[str, Row], layout: Layout, max_tokens: int, model: dict[str, Any]) -> None:
+        self.policy = Policy(config=model, tokenizer=TOKENIZER, layout=layout)
+        self.module = SpearModule(
+            self.policy,
+            loss=PPOClip(),
+            aggregation="token-mean",
+            optimizer=partial(torch.optim.AdamW, lr=LEARNING_RATE),
+            max_response_length=1,
+        )
+        self.minibatch: Minibatch = build_minibatches(
+            rows,
+            {},
+            minibatches=1,
+            epochs=1,
+            max_tokens=max_tokens,
+            pad_id=0,
+            temperature=1.0,
+            seed=1,
+            iteration=0,
+            layout=layout,
+        )[0]
+        self._trainer = Trainer(
+            accelerator="cpu",
+            max_epochs=-1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        # One step through the Trainer attaches module and optimizer to it; later ones are called as by its loop.
+        self._trainer.fit_loop.max_epochs = 1
+        self._trainer.fit(self.module, train_dataloaders=IterationStream(lambda: iter([self.minibatch]), 1))
+
+    def __call__(self) -> None:
+        """Take a step."""
+        self.module.training_step(self.minibatch, 0)
+
+    @property
+    def computed(self) -> int:
+        """Tokens that go through the layers in a step."""
+        seen: list[int] = []
+        layer = self.policy.causal_lm.base_model.layers[0].mlp
+        hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[:-1].numel()))
+        with torch.no_grad():
+            for batch in self.minibatch.fresh.micro_batches:
+                self.policy(batch.input_ids, batch.attention_mask, want=batch.response_mask)
+        hook.remove()
+        return sum(seen)
