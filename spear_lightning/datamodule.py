@@ -218,7 +218,7 @@ class RolloutDataModule(LightningDataModule, RankState):
             temperature=self.rollouts.temperature,
             seed=self.seed,
             iteration=iteration,
-            layout=module.policy.layout,
+            layout=self._module.policy.layout,
         )
         rollout.seconds["other"] += time.perf_counter() - started
         self._tell(rollout)
