@@ -178,6 +178,7 @@ class RolloutDataModule(LightningDataModule, RankState):
             self.environment.tasks("validation")
         elif stage in ("test", "predict"):
             self.environment.tasks("test")
+        self.engine.prepare()
         pool = EnvironmentPool(self.environment, workers=self.workers, step_timeout=self.step_timeout)
         self._collector = Collector(pool, self.agent, self.engine, self.max_active, self.max_episode_tokens)
 

@@ -83,6 +83,13 @@ class RolloutEngine(ABC):
 
     trains: ClassVar[bool] = True
 
+    def prepare(self) -> None:  # noqa: B027 - an engine may need nothing
+        """Look whether what it needs is there, before anything else of a run is started.
+
+        Raises:
+            RuntimeError: something is missing; names it and the fix.
+        """
+
     @abstractmethod
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """One completion per request, in order. Sessions must be distinct within a call."""
