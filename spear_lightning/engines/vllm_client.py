@@ -15,7 +15,7 @@ from typing import Any
 from spear_lightning.engines.vllm_requests import LOGPROBS_MODE
 
 START = (
-    "VLLM_SERVER_DEV_MODE=1 python -m vllm.entrypoints.openai.api_server --model MODEL "
+    "VLLM_SERVER_DEV_MODE=1 python -m vllm.entrypoints.openai.api_server --model MODEL --enable-scale-out "
     f"--logprobs-mode {LOGPROBS_MODE} --worker-extension-cls spear_lightning.engines.vllm_worker.WeightReceiver"
 )
 """How a server is started."""
@@ -211,10 +211,10 @@ class VLLMServer:
         try:
             return self._ask(method, path, body, seconds)
         except RefusedError as error:
-            if error.status == 404:
+            if error.status in (403, 404):
                 raise RefusedError(
-                    f"{self} has no {path.partition('?')[0]}: it is older than vLLM 0.32, or not in development mode. "
-                    f"Start it with\n  {START}"
+                    f"{self} has no {path.partition('?')[0]}: it is older than vLLM 0.32, or was started without "
+                    f"VLLM_SERVER_DEV_MODE or --enable-scale-out. Start it with\n  {START}\n({error})"
                 ) from error
             raise
 

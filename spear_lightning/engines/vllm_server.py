@@ -275,7 +275,8 @@ class VLLMServerEngine(RolloutEngine):
         theirs, ours = server.tokenize(text), tokenizer.encode(text, add_special_tokens=False)
         if theirs is not None and theirs != ours:
             raise RefusedError(
-                f"{server} has another tokenizer than model.policy: start it with --tokenizer set to that of the policy"
+                f"{server} has another tokenizer than model.policy: start it with --tokenizer set to that of the "
+                "policy, or with --skip-tokenizer-init (token ids are all that is sent)"
             )
 
     # --- servers -------------------------------------------------------------------------------------------------
