@@ -178,7 +178,7 @@ class RolloutDataModule(LightningDataModule, RankState):
             self.environment.tasks("validation")
         elif stage in ("test", "predict"):
             self.environment.tasks("test")
-        self.engine.prepare()
+        self.engine.prepare(self._module.policy)
         pool = EnvironmentPool(self.environment, workers=self.workers, step_timeout=self.step_timeout)
         self._collector = Collector(pool, self.agent, self.engine, self.max_active, self.max_episode_tokens)
 

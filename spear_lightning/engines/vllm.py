@@ -69,14 +69,14 @@ class VLLMEngine(RolloutEngine):
 
     # --- the protocol --------------------------------------------------------------------------------------------
 
-    def prepare(self) -> None:
+    def prepare(self, policy: Policy) -> None:
         """Look whether vLLM is installed.
 
         Raises:
-            RuntimeError: it is not.
+            ValueError: it is not.
         """
         if importlib.util.find_spec("vllm") is None:
-            raise RuntimeError(
+            raise ValueError(
                 "data.engine is VLLMEngine, but vLLM is not installed here: pip install 'spear-lightning[vllm]', or "
                 "use VLLMServerEngine with a server elsewhere, or HuggingFaceEngine"
             )
@@ -85,10 +85,10 @@ class VLLMEngine(RolloutEngine):
         """Take over the weights of ``policy`` and drop all keys and values made with older ones.
 
         Raises:
-            RuntimeError: vLLM is not installed, or cannot make the model.
+            ValueError: vLLM is not installed.
         """
         if self._vllm is None:
-            self.prepare()
+            self.prepare(policy)
             self._vllm = self._start(policy)
         elif self._sleeping:
             self._vllm.wake_up(tags=["weights"])
@@ -172,6 +172,8 @@ class VLLMEngine(RolloutEngine):
         }
         if policy.causal_lm.device.type == "cuda":
             settings |= {"gpu_memory_utilization": self.memory, "enable_sleep_mode": self.free_memory}
+        else:  # a prompt fed in parts has its random numbers put back, which no generator of a CPU can
+            settings["enable_chunked_prefill"] = False
         if world_size() > 1:  # each rank is a vLLM of its own, in the process that Lightning has started
             settings["distributed_executor_backend"] = "external_launcher"
         with tempfile.TemporaryDirectory(prefix="spear-vllm-") as folder, _in_process():

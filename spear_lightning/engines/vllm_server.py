@@ -87,19 +87,23 @@ class VLLMServerEngine(RolloutEngine):
 
     # --- the protocol --------------------------------------------------------------------------------------------
 
-    def prepare(self) -> None:
-        """Look whether all servers are there and can take weights.
+    def prepare(self, policy: Policy) -> None:
+        """Look whether all servers are there, can take weights and serve the policy's model with its tokenizer.
 
         Raises:
-            RuntimeError: one of them is not, or cannot; names the server and the fix.
+            ConnectionError: one of them cannot be reached.
+            ValueError: one of them has another model or tokenizer, or was started without what is needed.
         """
         for server in self._servers.values():
             if not server.wait(self.restart_seconds):
-                raise RuntimeError(
+                raise ConnectionError(
                     f"{server} (data.engine.addresses) cannot be reached after {self.restart_seconds:g} s: start it "
                     f"with\n  {START}"
                 )
-        self._on_all_servers(lambda server: server.describe())
+        try:
+            self._on_all_servers(lambda server: self._check_model(server, server.describe(), policy))
+        except RefusedError as error:
+            raise ValueError(str(error)) from error
 
     def sync(self, policy: Policy, version: int) -> None:
         """Bring all servers the weights of ``policy``. Every rank must call it.
@@ -247,7 +251,8 @@ class VLLMServerEngine(RolloutEngine):
     def _bring(self, server: VLLMServer) -> None:
         assert self._policy is not None
         workers = server.describe()
-        self._check_model(server, workers)
+        if not server.version().startswith(self._run):  # not the server it was at the last sync
+            self._check_model(server, workers, self._policy)
         if self._transport is None:
             on_gpu = self._policy.causal_lm.device.type == "cuda"
             self._transport = Broadcast() if on_gpu else SharedFolder()
@@ -260,9 +265,9 @@ class VLLMServerEngine(RolloutEngine):
         finally:
             server.resume()
 
-    def _check_model(self, server: VLLMServer, workers: list[dict[str, Any]]) -> None:
-        assert self._policy is not None
-        own = self._policy.causal_lm.config.get_text_config()
+    @staticmethod
+    def _check_model(server: VLLMServer, workers: list[dict[str, Any]], policy: Policy) -> None:
+        own = policy.causal_lm.config.get_text_config()
         for name, theirs in workers[0]["sizes"].items():
             ours = getattr(own, name, None)
             if None not in (ours, theirs) and ours != theirs:
@@ -270,7 +275,7 @@ class VLLMServerEngine(RolloutEngine):
                     f"{server} serves another model than model.policy: {name} is {theirs} there and {ours} here; start "
                     "it with the folder or hub id of model.policy"
                 )
-        tokenizer = self._policy.tokenizer
+        tokenizer = policy.tokenizer
         text = str(tokenizer.decode(np.linspace(0, len(tokenizer) - 1, _PROBE_TOKENS).astype(int).tolist()))
         theirs, ours = server.tokenize(text), tokenizer.encode(text, add_special_tokens=False)
         if theirs is not None and theirs != ours:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -68,7 +67,7 @@ def engine_of(*servers: ProtocolServer, **settings: Any) -> VLLMServerEngine:
 def test_the_servers_generate_with_the_weights_they_are_brought(serve, tiny_policy, transport):
     one, two = serve(), serve()
     engine = engine_of(one, two, transport=transport())
-    engine.prepare()
+    engine.prepare(tiny_policy())
     for version, seed in ((3, 0), (4, 5)):
         policy = tiny_policy(seed=seed)
         engine.sync(policy, version)
@@ -91,9 +90,7 @@ def test_weights_are_cast_to_what_the_server_computes_in_and_adapters_are_added(
     engine = engine_of(server)
     engine.sync(policy, 1)
     merged = policy.model.merge_and_unload()
-    for (name, ours), theirs in zip(
-        merged.named_parameters(), server.policy.causal_lm.parameters(), strict=True
-    ):
+    for (name, ours), theirs in zip(merged.named_parameters(), server.policy.causal_lm.parameters(), strict=True):
         assert torch.equal(ours.to(torch.bfloat16), theirs), name
     engine.close()
 
@@ -191,8 +188,7 @@ def test_a_server_that_stays_away_hands_its_sessions_over(serve, tiny_policy):
     assert again.seen, "it takes its part"
     again.kill()
     one.kill()
-    with warnings.catch_warnings(), pytest.raises(RuntimeError, match="none of the vLLM servers"):
-        warnings.simplefilter("ignore")
+    with pytest.warns(RuntimeWarning, match="is away"), pytest.raises(RuntimeError, match="none of the vLLM servers"):
         engine.generate(requests())
 
 
@@ -207,7 +203,7 @@ def test_answers_by_old_weights_are_refused_for_good_if_they_do_not_end(serve, t
     with pytest.raises(StaleWeightsError, match="by weights 4, 5 instead of 5"):
         completion_of(requests(1)[0], [3, 4], [0.0, 0.0], ["4", "5"], "5", 5)
     server.hook = lambda body: (200, {"choices": [stale]})
-    with pytest.raises(RuntimeError, match="needs vLLM 0.32 or newer"):
+    with pytest.raises(RuntimeError, match=r"needs vLLM 0.32 or newer"):
         engine.generate(requests(1))
 
 
@@ -221,7 +217,7 @@ def test_what_may_pass_is_tried_again(serve, tiny_policy):
     assert_same(engine.generate(requests(1)), expected(policy, requests(1)))
     assert len(server.seen) == 5
     server.hook = lambda body: (400, "no such thing")
-    with pytest.raises(RuntimeError, match="answered /inference/v1/generate with status 400.*no such thing"):
+    with pytest.raises(RuntimeError, match=r"answered /inference/v1/generate with status 400.*no such thing"):
         engine.generate(requests(1))
     assert len(server.seen) == 6, "a refusal is not asked again"
 
@@ -249,28 +245,29 @@ def test_servers_that_cannot_be_used_are_told_apart(serve, tiny_policy, tiny_tok
     policy, server = tiny_policy(), serve()
     gone = engine_of(server, restart_seconds=0.0)
     server.missing = {"/health"}
-    with pytest.raises(RuntimeError, match=r"http://127.0.0.1:\d+ \(data.engine.addresses\) cannot be reached"):
-        gone.prepare()
-    with pytest.raises(RuntimeError, match="none of the vLLM servers"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with pytest.raises(ConnectionError, match=r"http://127.0.0.1:\d+ \(data.engine.addresses\) cannot be reached"):
+        gone.prepare(policy)
+    with pytest.raises(RuntimeError, match="none of the vLLM servers"), pytest.warns(RuntimeWarning, match="is away"):
         gone.sync(policy, 0)
     server.missing = {"/collective_rpc"}
-    with pytest.raises(RuntimeError, match="has no /collective_rpc.*without VLLM_SERVER_DEV_MODE"):
-        engine_of(server).prepare()
+    with pytest.raises(ValueError, match=r"has no /collective_rpc.*without VLLM_SERVER_DEV_MODE"):
+        engine_of(server).prepare(policy)
     server.missing = {"/inference/v1/generate"}
     older = engine_of(server)
     older.sync(policy, 0)
     with pytest.raises(RuntimeError, match="has no /inference/v1/generate: it is older than"):
         older.generate(requests(1))
     server.missing, server.worker = set(), object()  # started without the extension
-    with pytest.raises(RuntimeError, match=r"cannot receive weights(.|\n)*--worker-extension-cls"):
-        engine_of(server).prepare()
+    with pytest.raises(ValueError, match=r"cannot receive weights(.|\n)*--worker-extension-cls"):
+        engine_of(server).prepare(policy)
     other = serve(policy=tiny_policy(config={"hidden_size": 64}))
-    with pytest.raises(RuntimeError, match="another model than model.policy: hidden_size is 64 there and 32 here"):
+    with pytest.raises(RuntimeError, match=r"another model than model.policy: hidden_size is 64 there and 32 here"):
         engine_of(other).sync(policy, 0)
+    with pytest.raises(ValueError, match=r"another model than model.policy"):
+        engine_of(other).prepare(policy)
     words = serve()
     words.tokenizer = type("Tokenizer", (), {"encode": lambda self, text, **_: [1, 2, 3]})()
-    with pytest.raises(RuntimeError, match="another tokenizer than model.policy"):
+    with pytest.raises(RuntimeError, match=r"another tokenizer than model.policy"):
         engine_of(words).sync(policy, 0)
     words.missing = {"/tokenize"}
     engine_of(words).sync(policy, 0)  # a server that needs no tokenizer
@@ -286,7 +283,7 @@ def test_a_folder_that_the_server_does_not_see(serve, tiny_policy, tmp_path, mon
         engine.sync(tiny_policy(), 0)
     assert not server.paused, "it is left as it was found"
     (tmp_path / "file").write_text("")
-    with pytest.raises(RuntimeError, match="engine.transport.folder: .* cannot be written to"):
+    with pytest.raises(RuntimeError, match=r"engine.transport.folder: .* cannot be written to"):
         engine_of(server, transport=SharedFolder(str(tmp_path / "file"))).sync(tiny_policy(), 0)
 
 
@@ -323,5 +320,5 @@ def test_bad_requests(serve, tiny_policy):
     engine.sync(tiny_policy(), 0)
     with pytest.raises(ValueError, match="same session"):
         engine.generate([*requests(1), *requests(1)])
-    with pytest.raises(ValueError, match="temperature 0.001"):
+    with pytest.raises(ValueError, match=r"temperature 0.001"):
         engine.generate(requests(1, temperature=0.001))

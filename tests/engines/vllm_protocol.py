@@ -155,5 +155,10 @@ class ProtocolServer(ThreadingHTTPServer):
             version = self.version
         entries = [{"token_id": int(t), "logprob": float(p)} for t, p in zip(made.ids, made.logps, strict=True)]
         spans = [{"version": version, "start": 0, "end": len(entries)}]
-        choice = {"index": 0, "token_ids": made.ids.tolist(), "logprobs": {"content": entries}, "weight_versions": spans}
+        choice = {
+            "index": 0,
+            "token_ids": made.ids.tolist(),
+            "logprobs": {"content": entries},
+            "weight_versions": spans,
+        }
         return 200, {"choices": [{**choice, "finish_reason": made.finish}]}

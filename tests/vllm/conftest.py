@@ -76,7 +76,7 @@ class Server:
         flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                [*command, "--enforce-eager", "--enable-scale-out", *flags],
+                [*command, "--enforce-eager", "--enable-scale-out", "--no-enable-chunked-prefill", *flags],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **variables, "PYTHONPATH": root},
@@ -117,7 +117,9 @@ def requests(count: int = 6, prompt: int = 12, length: int = 16, temperature: fl
     generator = np.random.default_rng(prompt)
     settings = Sampling(length, temperature, stop_ids=(8,))
     return [
-        Request(f"s{number}", generator.integers(3, 40, prompt + number).astype(np.int32), settings, seed=2**62 + number)
+        Request(
+            f"s{number}", generator.integers(3, 40, prompt + number).astype(np.int32), settings, seed=2**62 + number
+        )
         for number in range(count)
     ]
 

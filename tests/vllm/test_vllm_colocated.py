@@ -12,7 +12,6 @@ from tests.vllm.conftest import WINDOW, assert_by, requests
 @pytest.fixture(scope="module")
 def engine():
     made = VLLMEngine(max_length=WINDOW, max_batch=64, eager=True)
-    made.prepare()
     yield made
     made.close()
 
@@ -52,6 +51,12 @@ def test_the_same_seed_gives_the_same_tokens_whatever_else_is_generated(engine, 
     together = [c.ids.tolist() for c in engine.generate(asked)]
     assert [engine.generate([request])[0].ids.tolist() for request in asked[::-1]] == together[::-1]
     assert len({tuple(ids) for ids in together}) > 1
+
+
+def test_more_prompts_than_fit_into_one_pass(engine, tied_policy):
+    asked = requests(40, prompt=300, length=4)
+    engine.sync(tied_policy(1), 1)
+    assert_by(tied_policy(1), asked, engine.generate(asked))
 
 
 def test_a_prompt_without_room_ends_as_overlong(engine, tied_policy):

@@ -17,7 +17,7 @@ def engine_of(server_of, tied_policy):
     def make(transport=None):
         server = server_of(tied_policy(9))
         engines.append(VLLMServerEngine([server.address], transport=transport, restart_seconds=300.0, seconds=120.0))
-        engines[-1].prepare()
+        engines[-1].prepare(tied_policy(0))
         return engines[-1]
 
     yield make
@@ -50,6 +50,13 @@ def test_the_same_seed_gives_the_same_tokens_whatever_else_is_generated(engine_o
     together = [c.ids.tolist() for c in engine.generate(asked)]
     assert [engine.generate([request])[0].ids.tolist() for request in asked[::-1]] == together[::-1]
     assert len({tuple(ids) for ids in together}) > 1
+
+
+def test_more_prompts_than_fit_into_one_pass(engine_of, tied_policy):
+    asked = requests(40, prompt=300, length=4)
+    engine = engine_of()
+    engine.sync(tied_policy(1), 1)
+    assert_by(tied_policy(1), asked, engine.generate(asked))
 
 
 def test_a_prompt_without_room_and_one_with_little(engine_of, tied_policy):
