@@ -67,7 +67,7 @@ class VLLMServer:
     """
 
     def __init__(self, address: str, key: str, seconds: float) -> None:
-        self.address = address.rstrip("/").removesuffix("/v1")
+        self.address = address.rstrip("/").removesuffix("/v1").rstrip("/")
         self.key, self.seconds = key, seconds
         self.lock = threading.Lock()
 

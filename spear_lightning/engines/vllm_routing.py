@@ -69,6 +69,11 @@ class StickySessions:
         with self._lock:
             self._lost.add(server)
 
+    def find(self, server: str) -> None:
+        """A server is back: it gets new sessions."""
+        with self._lock:
+            self._lost.discard(server)
+
     def set_lost(self, servers: Iterable[str]) -> None:
         """These servers are gone, and no others."""
         with self._lock:

@@ -68,17 +68,18 @@ class VLLMServerEngine(RolloutEngine):
         for address in addresses:
             if not address.startswith(("http://", "https://")):
                 raise ValueError(f"engine.addresses must begin with http:// or https://, not {address!r}")
-        if len(set(addresses)) < len(addresses):
+        servers = [VLLMServer(address, key, seconds) for address in addresses]
+        self._servers = {server.address: server for server in servers}
+        if len(self._servers) < len(addresses):
             raise ValueError("engine.addresses names a server twice")
         for name, value, least in (("parallel", parallel, 1), ("retries", retries, 0)):
             if value < least:
                 raise ValueError(f"engine.{name} must be at least {least}, not {value}")
         if seconds <= 0 or restart_seconds < 0:
             raise ValueError("engine.seconds must be above 0 and engine.restart_seconds not below")
-        self.addresses, self.transport, self.free_memory = list(addresses), transport, free_memory
+        self.addresses, self.transport, self.free_memory = list(self._servers), transport, free_memory
         self.key, self.parallel, self.retries = key, parallel, retries
         self.seconds, self.restart_seconds = seconds, restart_seconds
-        self._servers = {address: VLLMServer(address, key, seconds) for address in addresses}
         self._sessions = StickySessions(self.addresses)
         self._transport = transport
         self._policy: Policy | None = None
@@ -230,7 +231,7 @@ class VLLMServerEngine(RolloutEngine):
         with server.lock:
             given_up = server.address in self._sessions.lost
             if self._try_to_bring(server, 0.0 if given_up else self.restart_seconds):
-                self._sessions.set_lost(self._sessions.lost - {server.address})
+                self._sessions.find(server.address)
             elif not given_up:
                 self._give_up(server)
 

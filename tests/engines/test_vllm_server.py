@@ -302,7 +302,7 @@ def test_servers_that_share_their_gpu_sleep_between_phases(serve, tiny_policy):
     [
         ({"addresses": []}, "at least one"),
         ({"addresses": ["localhost:8000"]}, "begin with http"),
-        ({"addresses": ["http://a", "http://a"]}, "twice"),
+        ({"addresses": ["http://a", "http://a/v1/"]}, "twice"),
         ({"addresses": ["http://a"], "parallel": 0}, "engine.parallel"),
         ({"addresses": ["http://a"], "retries": -1}, "engine.retries"),
         ({"addresses": ["http://a"], "seconds": 0.0}, "engine.seconds"),
