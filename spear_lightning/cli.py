@@ -22,6 +22,8 @@ import spear_lightning.algorithm
 import spear_lightning.callbacks
 import spear_lightning.engines.api
 import spear_lightning.engines.huggingface
+import spear_lightning.engines.vllm
+import spear_lightning.engines.vllm_server
 import spear_lightning.environments.alfworld
 import spear_lightning.environments.custom
 import spear_lightning.environments.math

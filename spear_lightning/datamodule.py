@@ -182,6 +182,7 @@ class RolloutDataModule(LightningDataModule, RankState):
             self.environment.tasks("validation")
         elif stage in ("test", "predict"):
             self.environment.tasks("test")
+        self.engine.prepare(self._module.policy)
         pool = EnvironmentPool(self.environment, workers=self.workers, step_timeout=self.step_timeout)
         collector = Collector(pool, self.agent, self.engine, self.max_active, self.max_episode_tokens)
         ahead = stage == "fit" and self.rollouts.max_staleness > 0

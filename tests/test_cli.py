@@ -65,6 +65,14 @@ def message_of(capsys, tmp_path, cache, *arguments: str) -> str:
         ),
         (["--data.environment.task_types=[cook_dinner]"], ["cook_dinner", "pick_and_place_simple"]),
         (["--data.minibatches=0"], ["data.minibatches"]),
+        (["--data.engine=VLLMEngine"], ["data.engine is VLLMEngine, but vLLM is not installed here: pip install"]),
+        (
+            [
+                *("--data.engine=VLLMServerEngine", "--data.engine.init_args.addresses=['http://127.0.0.1:9']"),
+                "--data.engine.init_args.restart_seconds=0",
+            ],
+            ["http://127.0.0.1:9 (data.engine.addresses) cannot be reached", "--worker-extension-cls"],
+        ),
         (["--ckpt_path=no/such.ckpt"], ["no/such.ckpt"]),
     ],
 )
@@ -86,7 +94,11 @@ def test_a_corrupt_game_is_named(capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "overlays", [[], *[[path] for path in sorted((ROOT / "configs" / "algorithm").glob("*.yaml"))]]
+    "overlays",
+    [
+        [],
+        *[[path] for folder in ("algorithm", "engine") for path in sorted((ROOT / "configs" / folder).glob("*.yaml"))],
+    ],
 )
 @pytest.mark.parametrize("task", ["quickstart", "alfworld", "math"])
 def test_configurations_compose_and_print_config_round_trips(capsys, tmp_path, task, overlays):

@@ -83,6 +83,17 @@ class RolloutEngine(ABC):
 
     trains: ClassVar[bool] = True
 
+    def prepare(self, policy: Policy) -> None:  # noqa: B027 - an engine may need nothing
+        """Look whether what it needs is there, before anything else of a run is started.
+
+        Args:
+            policy: that it will be synced with; its weights need not be whole yet.
+
+        Raises:
+            ValueError: something is missing, or does not fit the policy; names it and the fix.
+            OSError: something cannot be reached.
+        """
+
     @abstractmethod
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """One completion per request, in order. Sessions must be distinct within a call."""

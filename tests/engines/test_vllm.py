@@ -1,0 +1,38 @@
+"""VLLMEngine as far as it goes without vLLM; the rest is in tests/vllm."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from spear_lightning.engines.vllm import VLLMEngine
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
+def test_without_vllm_one_is_told_so_before_anything_is_started(tiny_policy):
+    policy = tiny_policy()
+    for begin in (lambda: VLLMEngine().prepare(policy), lambda: VLLMEngine().sync(policy, 0)):
+        with pytest.raises(ValueError, match=r"vLLM is not installed here: pip install 'spear-lightning\[vllm\]'"):
+            begin()
+    VLLMEngine().sleep()
+    VLLMEngine().close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_length": 1}, "engine.max_length"),
+        ({"memory": 1.0}, "engine.memory"),
+        ({"max_batch": 0}, "engine.max_batch"),
+        ({"options": {"dtype": "half", "seed": 1}}, "engine.options must not hold dtype"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        VLLMEngine(**settings)
+
+
+def test_generating_before_sync_is_refused():
+    with pytest.raises(RuntimeError, match="before sync"):
+        VLLMEngine().generate([])
