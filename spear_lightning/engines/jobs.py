@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
@@ -69,9 +68,13 @@ class Job:
 
     def completion(self, version: int) -> Completion:
         """What was generated, with weights of that version."""
-        finish: Literal["stop", "length"] = "stop" if self.stopped else "length"
-        arrays = (np.array(values, np.float32) for values in (self.logps, self.entropies))
-        return Completion(np.array(self.tokens, np.int32), *arrays, finish=finish, weight_version=version)
+        return Completion(
+            ids=np.array(self.tokens, np.int32),
+            logps=np.array(self.logps, np.float32),
+            entropies=np.array(self.entropies, np.float32),
+            finish="stop" if self.stopped else "length",
+            weight_version=version,
+        )
 
 
 def match(jobs: Sequence[Job]) -> tuple[list[Job], list[tuple[Job, Job]]]:

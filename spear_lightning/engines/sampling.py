@@ -12,7 +12,6 @@ from torch import Tensor
 from spear_lightning.engines.base import Request
 from spear_lightning.randomness import uniforms
 
-
 _ROWS = ("_numbers", "_greedy", "_temperatures", "_top_p", "_top_k")
 
 
