@@ -28,10 +28,11 @@ class Generation:
         rows: of its cache.
         max_batch: most requests that decode together.
         keep: keep the sessions of requests that are done.
+        share: compute equal prompts of requests that join together once.
     """
 
-    def __init__(self, model: CachedForward, rows: SessionRows, max_batch: int, keep: bool) -> None:
-        self._model, self._rows, self._max_batch, self._keep = model, rows, max_batch, keep
+    def __init__(self, model: CachedForward, rows: SessionRows, max_batch: int, keep: bool, share: bool) -> None:
+        self._model, self._rows, self._max_batch, self._keep, self._share = model, rows, max_batch, keep, share
         self._waiting: deque[Job] = deque()
         self._waited = 0
         self._active: list[Job] = []  # neighbours from row _first on; some may be done
@@ -105,7 +106,7 @@ class Generation:
         self._rows.tick()
         for job in (*self._active, *joining):
             job.session = self._rows.session(job.request.session)
-        leaders, followers = match(joining)
+        leaders, followers = match(joining, self._share)
         columns = max(len(job.prompt) + 1 for job in joining)
         columns = max([columns, *(job.length for job in self._active)])
         block = self._rows.seat([job.session for job in joining], self._block(), columns)

@@ -48,6 +48,7 @@ class HuggingFaceEngine(RolloutEngine):
         cache_gib: memory for keys and values in GiB, allocated at once. When it is full, the episodes that have waited
             longest lose theirs, which are computed again when they go on: slower, with the same result. ``None`` takes
             what the episodes need.
+        share_prompts: compute a prompt that several requests have in common once.
 
     Raises:
         ValueError: a setting is out of range.
@@ -59,6 +60,7 @@ class HuggingFaceEngine(RolloutEngine):
         max_batch: int = 256,
         max_length: int | None = None,
         cache_gib: float | None = None,
+        share_prompts: bool = True,
     ) -> None:
         if max_batch < 1:
             raise ValueError(f"engine.max_batch must be at least 1, not {max_batch}")
@@ -70,6 +72,7 @@ class HuggingFaceEngine(RolloutEngine):
         self.max_batch = max_batch
         self.max_length = max_length
         self.cache_gib = cache_gib
+        self.share_prompts = share_prompts
         self._model: CachedForward | None = None
         self._version = 0
         self._weights: tuple[nn.Parameter, ...] = ()
@@ -148,7 +151,7 @@ class HuggingFaceEngine(RolloutEngine):
         """
         if self._model is None:
             raise RuntimeError("HuggingFaceEngine.generate was called before sync: it has no policy yet")
-        generation = Generation(self._model, self._rows, self.max_batch, self.keep_cache)
+        generation = Generation(self._model, self._rows, self.max_batch, self.keep_cache, self.share_prompts)
         return HuggingFaceStream(self, self._model.policy, generation)
 
     def end(self, session: str) -> None:

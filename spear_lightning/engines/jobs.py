@@ -77,8 +77,12 @@ class Job:
         )
 
 
-def match(jobs: Sequence[Job]) -> tuple[list[Job], list[tuple[Job, Job]]]:
+def match(jobs: Sequence[Job], share: bool = True) -> tuple[list[Job], list[tuple[Job, Job]]]:
     """Find what is known of each prompt, and cut the sessions back to it.
+
+    Args:
+        jobs: with their sessions.
+        share: compute equal prompts once.
 
     Returns:
         The jobs whose prompts must be computed, and pairs ``(follower, leader)`` of those that share a leader's prompt.
@@ -92,7 +96,7 @@ def match(jobs: Sequence[Job]) -> tuple[list[Job], list[tuple[Job, Job]]]:
         same.setdefault(np.ascontiguousarray(job.prompt, np.int32).tobytes(), []).append(job)
     leaders: list[Job] = []
     followers: list[tuple[Job, Job]] = []
-    for alike in same.values():
+    for alike in same.values() if share else ([job] for job in jobs):
         leader = max(alike, key=lambda job: job.known)
         leaders.append(leader)
         followers += [(job, leader) for job in alike if job is not leader]
