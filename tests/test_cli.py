@@ -65,6 +65,9 @@ def message_of(capsys, tmp_path, cache, *arguments: str) -> str:
         ),
         (["--data.environment.task_types=[cook_dinner]"], ["cook_dinner", "pick_and_place_simple"]),
         (["--data.minibatches=0"], ["data.minibatches"]),
+        (["--data.engine.init_args.cache_gib=1e6"], ["data.engine.cache_gib", "GiB are free", "lower it"]),
+        (["--data.engine.init_args.cache_gib=0"], ["engine.cache_gib"]),
+        (["--data.schedule=Waves", "--data.schedule.init_args.count=0"], ["data.schedule.count"]),
         (["--ckpt_path=no/such.ckpt"], ["no/such.ckpt"]),
     ],
 )
