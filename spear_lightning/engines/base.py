@@ -160,7 +160,10 @@ class RolloutEngine(ABC):
         """The session will not be continued: free what is kept for it. Unknown sessions are ignored."""
 
     def stream(self) -> CompletionStream:
-        """Requests that come while others are being answered; by default batch by batch, by :meth:`generate`."""
+        """Requests that come while others are being answered; by default batch by batch, by :meth:`generate`.
+
+        One stream at a time, and no call of :meth:`generate` while it has unfinished requests.
+        """
         return BatchStream(self)
 
     def check(self, device: torch.device) -> None:  # noqa: B027 - an engine may have nothing to check

@@ -284,6 +284,3 @@ class HuggingFaceStream(CompletionStream):
                 raise
         self._sessions.difference_update(completed)
         return completed
-
-
-__all__ = ["HuggingFaceEngine", "HuggingFaceStream"]
