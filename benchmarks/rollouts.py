@@ -89,7 +89,7 @@ def schedules(scale: Scale, seconds: float, rare: float) -> dict[str, Any]:
     suite = SlowSuite(quick_suite, seconds, rare) if seconds else quick_suite
     kinds: dict[str, RolloutSchedule] = {"Continuous": Continuous(), "Waves(2)": Waves(2), "Waves(1)": Waves()}
     settings = {"groups": range(max(1, 8 // scale.part)), "size": 8, "turns": 10, "new": 24}
-    workers = 16 if seconds else 2
+    workers = 8 if seconds else 2
     players = {
         name: Player(suite, HuggingFaceEngine(), policy, **settings, workers=workers, schedule=schedule)
         for name, schedule in kinds.items()
@@ -108,8 +108,9 @@ def environment_workers(scale: Scale) -> dict[str, Any]:
     def play(pool: EnvironmentPool) -> None:
         seen: dict[int, Observation] = pool.reset({slot: tasks[slot % 16] for slot in range(128)})
         for turn in range(turns):
-            seen = pool.step({slot: o.admissible[(7 * slot + turn) % len(o.admissible)] for slot, o in seen.items()})
-        pool.release(list(seen))
+            going = {slot: seen[slot].admissible for slot in seen if not seen[slot].done}
+            seen = pool.step({slot: actions[(7 * slot + turn) % len(actions)] for slot, actions in going.items()})
+        pool.release(range(128))
 
     try:
         sides = {f"{workers} workers": lambda pool=pool: play(pool) for workers, pool in pools.items()}
