@@ -34,6 +34,7 @@ from spear_lightning.rollout.collector import Collector, EpisodeSpec, PlayedEpis
 from spear_lightning.rollout.experience import admissible_entries, fresh_rows, recalibrated
 from spear_lightning.rollout.minibatches import IterationStream, Minibatch, build_minibatches
 from spear_lightning.rollout.played import played_from_states, played_to_state
+from spear_lightning.rollout.schedules import RolloutSchedule, Waves
 from spear_lightning.rollout.scored import Rollout
 from spear_lightning.rollout.scoring import GroupStatistics, estimate_advantages, score_episode, shares_filtered
 from spear_lightning.rollout.selection import evaluation_specs, training_specs
@@ -69,6 +70,8 @@ class RolloutDataModule(LightningDataModule, RankState):
         max_episode_tokens: of a whole episode in ``conversation`` context, prompts and observations included; one that
             reaches it is truncated as overlong. ``None`` leaves it to the engine.
         max_active: most episodes that this rank plays at a time; ``None`` plays all of a phase together.
+        schedule: when environments are stepped and when responses are generated: ``Waves`` (the same batches in every
+            run) or ``Continuous`` (no episode waits for another one's environment).
         minibatches: optimizer steps per pass over an iteration's rows.
         epochs: passes over an iteration's rows.
         max_tokens: that the model computes for a micro-batch: rows times padded length; with ``policy.layout`` other
@@ -99,6 +102,7 @@ class RolloutDataModule(LightningDataModule, RankState):
         max_response_tokens: int = 512,
         max_episode_tokens: int | None = None,
         max_active: int | None = None,
+        schedule: RolloutSchedule = Waves(),  # noqa: B008 - frozen
         minibatches: int = 1,
         epochs: int = 1,
         max_tokens: int = 16384,
@@ -138,6 +142,7 @@ class RolloutDataModule(LightningDataModule, RankState):
         self.baseline = RewardBaseline()
         self.max_turns, self.max_response_tokens = max_turns, max_response_tokens
         self.max_episode_tokens, self.max_active = max_episode_tokens, max_active
+        self.schedule = schedule
         self.minibatches, self.epochs, self.max_tokens = minibatches, epochs, max_tokens
         self.workers, self.step_timeout, self.seed = workers, step_timeout, seed
         self.tool_reward_weight = 0.0
@@ -178,13 +183,18 @@ class RolloutDataModule(LightningDataModule, RankState):
                 )
             if self.rollouts.max_staleness:
                 check_whole_weights(self._trainer.strategy)
+        try:
+            self.engine.check(self._trainer.strategy.root_device)
+        except ValueError as error:
+            raise MisconfigurationException(f"data.{error}") from error
         if stage in ("fit", "validate"):
             self.environment.tasks("validation")
         elif stage in ("test", "predict"):
             self.environment.tasks("test")
         self.engine.prepare(self._module.policy)
         pool = EnvironmentPool(self.environment, workers=self.workers, step_timeout=self.step_timeout)
-        collector = Collector(pool, self.agent, self.engine, self.max_active, self.max_episode_tokens)
+        limits = (self.max_active, self.max_episode_tokens)
+        collector = Collector(pool, self.agent, self.engine, *limits, self.schedule)
         ahead = stage == "fit" and self.rollouts.max_staleness > 0
         self._player = RolloutPlayer(self._trainer, collector, self._sampling, self.seed, self.max_turns, ahead)
 

@@ -154,7 +154,7 @@ class MeasuredModule(SpearModule):
         training = acting.training
         engine.generate([Request(str(k), prompt, sampling, seed=k) for k, prompt in enumerate(prompts)])
         acting.train(training)
-        cache: Any = engine._cache
+        cache: Any = engine._rows.cache
         return storage_bytes([*cache._keys, *cache._values])
 
     @property

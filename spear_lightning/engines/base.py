@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    import torch
+
     from spear_lightning.policy import Policy
 
 
@@ -72,6 +74,68 @@ class Completion:
     weight_version: int
 
 
+class CompletionStream(ABC):
+    """Requests that are handed to an engine while it answers others; made by :meth:`RolloutEngine.stream`.
+
+    How far the engine is with one request when another comes is a question of time, so batches differ from run to run.
+    A completion does not depend on its batch but for rounding.
+    """
+
+    @property
+    @abstractmethod
+    def unfinished(self) -> int:
+        """Number of requests whose completion has not been given out."""
+
+    @abstractmethod
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Hand in requests. A session may have one request at a time."""
+
+    @abstractmethod
+    def poll(self) -> dict[str, Completion]:
+        """Go on for a moment; the completions that are finished since, by session, perhaps none."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Nobody waits for the rest."""
+
+    def finish(self) -> dict[str, Completion]:
+        """Go on until nothing is unfinished; the completions by session."""
+        completions: dict[str, Completion] = {}
+        while self.unfinished:
+            completions |= self.poll()
+        return completions
+
+
+class BatchStream(CompletionStream):
+    """The stream of an engine that answers whole batches: each poll is a call with all that has come in since.
+
+    Args:
+        engine: that answers.
+    """
+
+    def __init__(self, engine: RolloutEngine) -> None:
+        self._engine = engine
+        self._requests: dict[str, Request] = {}
+
+    @property
+    def unfinished(self) -> int:
+        """Number of requests whose completion has not been given out."""
+        return len(self._requests)
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Remember requests for the next poll."""
+        self._requests |= {request.session: request for request in requests}
+
+    def poll(self) -> dict[str, Completion]:
+        """Answer all that has come in."""
+        requests, self._requests = self._requests, {}
+        return dict(zip(requests, self._engine.generate(list(requests.values())), strict=True)) if requests else {}
+
+    def close(self) -> None:
+        """Forget what has come in."""
+        self._requests = {}
+
+
 class RolloutEngine(ABC):
     """Generates responses with the current policy.
 
@@ -105,6 +169,20 @@ class RolloutEngine(ABC):
     @abstractmethod
     def end(self, session: str) -> None:
         """The session will not be continued: free what is kept for it. Unknown sessions are ignored."""
+
+    def stream(self) -> CompletionStream:
+        """Requests that come while others are being answered; by default batch by batch, by :meth:`generate`.
+
+        One stream at a time, and no call of :meth:`generate` while it has unfinished requests.
+        """
+        return BatchStream(self)
+
+    def check(self, device: torch.device) -> None:  # noqa: B027 - an engine may have nothing to check
+        """Refuse settings that cannot work on ``device``, before any time is spent.
+
+        Raises:
+            ValueError: names the key and the fix.
+        """
 
     def sleep(self) -> None:  # noqa: B027 - an engine may have nothing to free
         """Free what generation needs until :meth:`wake` (between rollout phases)."""

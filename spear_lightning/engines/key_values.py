@@ -15,34 +15,71 @@ from transformers import Cache
 
 
 class KeyValueRows(Cache):
-    """Keys and values of many sequences, ``(rows, heads, columns, size)`` per layer, grown as needed.
+    """Keys and values of many sequences, ``(rows, heads, columns, size)`` per layer.
 
     A forward pass is announced by :meth:`open`; the model's layers then call :meth:`update`.
+
+    Args:
+        capacity: most tokens, rows times columns. All of it is allocated at the first pass, so that nothing has to grow
+            later; ``None`` grows as needed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, capacity: int | None = None) -> None:
         super().__init__(layers=[])
+        self.capacity = capacity
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
         self._rows = 0
         self._columns = 0
         self.open(slice(0, 0), torch.zeros(0, 0, dtype=torch.long), 0)
 
+    @property
+    def columns(self) -> int:
+        """Of each row."""
+        return self._columns
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes that one token takes in all layers; 0 before the first pass."""
+        buffers = (*self._keys, *self._values)
+        return sum(buffer.shape[1] * buffer.shape[3] * buffer.element_size() for buffer in buffers)
+
     def reserve(self, rows: int, columns: int) -> None:
-        """Make room for at least so many rows and columns; contents stay."""
+        """Make room for at least so many rows and columns; contents stay.
+
+        Raises:
+            ValueError: that is more than the capacity (who calls makes room first, :meth:`resize`).
+        """
         if rows <= self._rows and columns <= self._columns:
             return
-        old_rows, old_columns = self._rows, self._columns
-        self._rows = max(rows, self._rows)
+        rows, wanted = max(rows, self._rows), max(columns, self._columns)
         if columns > self._columns:
             # Half as much again, so that growing token by token copies little; multiples of 64.
-            self._columns = -(-max(columns, self._columns * 3 // 2) // 64) * 64
+            wanted = -(-max(columns, self._columns * 3 // 2) // 64) * 64
+        if self.capacity is not None:
+            wanted = max(columns, min(wanted, self.capacity // rows))
+        self.resize(rows, wanted)
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Have exactly so many rows and columns; what stands in both shapes stays.
+
+        Raises:
+            ValueError: that is more than the capacity.
+        """
+        if self.capacity is not None and rows * columns > self.capacity:
+            raise ValueError(f"{rows} rows of {columns} columns are more than a cache of {self.capacity} tokens holds")
+        kept_rows, kept_columns = min(rows, self._rows), min(columns, self._columns)
+        self._rows, self._columns = rows, columns
         for buffers in (self._keys, self._values):
             for layer, old in enumerate(buffers):
-                # Zeros, not empty: masked columns get weight 0, and 0 times what memory may hold (NaN) is NaN.
-                heads, size = old.shape[1], old.shape[3]
-                new = old.new_zeros(self._rows, heads, self._columns, size)
-                new[:old_rows, :, :old_columns] = old
+                kept = old[:kept_rows, :, :kept_columns]
+                if self.capacity is None:
+                    new = self._allocate(old)
+                else:
+                    # The same memory in another shape: one layer's keys or values are copied aside at a time.
+                    kept = kept.clone()
+                    new = self._shaped(old, old.shape[1], old.shape[3])
+                new[:kept_rows, :, :kept_columns] = kept
                 buffers[layer] = new
 
     def open(self, rows: slice | Tensor, columns: Tensor, width: int) -> None:
@@ -65,7 +102,7 @@ class KeyValueRows(Cache):
         for buffers, states in ((self._keys, key_states), (self._values, value_states)):
             batch, heads, tokens, size = states.shape
             if layer_idx == len(buffers):
-                buffers.append(states.new_zeros(self._rows, heads, self._columns, size))
+                buffers.append(self._allocate(states))
             buffer = buffers[layer_idx]
             buffer.view(-1, size).index_copy_(0, self._place(heads), states.reshape(batch * heads * tokens, size))
             pair.append(buffer[self._index, :, : self._width])
@@ -90,6 +127,19 @@ class KeyValueRows(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns that came before the announced forward pass, as far as one number can say."""
         return 0
+
+    def _allocate(self, like: Tensor) -> Tensor:
+        """Room for one layer's keys or values, with the heads, size and precision of ``like``."""
+        heads, size = like.shape[1], like.shape[3]
+        # Zeros, not empty: masked columns get weight 0, and 0 times what memory may hold (NaN) is NaN.
+        if self.capacity is None:
+            return like.new_zeros(self._rows, heads, self._columns, size)
+        return self._shaped(like.new_zeros(self.capacity * heads * size), heads, size)
+
+    def _shaped(self, memory: Tensor, heads: int, size: int) -> Tensor:
+        """The rows and columns of now in the memory that a tensor stands in."""
+        shape = (self._rows, heads, self._columns, size)
+        return memory.new_empty(0).set_(memory.untyped_storage(), 0, shape)  # type: ignore[call-overload, no-any-return]
 
     def _place(self, heads: int) -> Tensor:
         """Where the new tokens are written in a buffer seen as a list of vectors; the same for all layers alike."""

@@ -123,7 +123,7 @@ class EnvironmentPool:
             EnvironmentPoolError: nothing works any more (see the class).
         """
         self.send_reset(tasks)
-        return self._gather(tasks)
+        return self.gather(tasks)
 
     def step(self, actions: Mapping[int, str]) -> dict[int, Observation]:
         """Send an action to each slot and wait for all answers.
@@ -139,10 +139,10 @@ class EnvironmentPool:
             EnvironmentPoolError: nothing works any more (see the class).
         """
         self.send_step(actions)
-        return self._gather(actions)
+        return self.gather(actions)
 
     def send_reset(self, tasks: Mapping[int, Task]) -> None:
-        """Like :meth:`reset`, without waiting: :meth:`receive` gives the observations."""
+        """Like :meth:`reset`, without waiting: :meth:`receive` or :meth:`gather` gives the observations."""
         self.start()
         self._check_free(tasks)
         self._notice_deaths()
@@ -151,7 +151,7 @@ class EnvironmentPool:
         self._send([Reset(next(self._serials), slot, task) for slot, task in tasks.items()])
 
     def send_step(self, actions: Mapping[int, str]) -> None:
-        """Like :meth:`step`, without waiting: :meth:`receive` gives the observations."""
+        """Like :meth:`step`, without waiting: :meth:`receive` or :meth:`gather` gives the observations."""
         self._check_free(actions)
         self._notice_deaths()
         for slot in actions:
@@ -179,6 +179,19 @@ class EnvironmentPool:
                 break
         arrived, self._arrived = self._arrived, {}
         return arrived
+
+    def gather(self, slots: Iterable[int]) -> dict[int, Observation]:
+        """Wait for the answers of exactly these slots; what arrives for others is kept for later.
+
+        Raises:
+            ValueError: nothing was sent to one of them.
+        """
+        wanted = list(slots)
+        if unasked := sorted(set(wanted).difference(self.pending)):
+            raise ValueError(f"slots {unasked} have no answer outstanding: send them something first")
+        while any(slot not in self._arrived for slot in wanted):
+            self._serve([worker for worker in self._workers if worker.pending])
+        return {slot: self._arrived.pop(slot) for slot in wanted}
 
     def release(self, slots: Iterable[int]) -> None:
         """The episodes in these slots are over: their environments may be reused by other slots."""
@@ -222,22 +235,16 @@ class EnvironmentPool:
             batches.setdefault(command.slot % self._size, []).append(command)
         for number, batch in batches.items():
             worker = self._workers[number]
+            if not worker.pending:  # one that owes an answer gets no more time for it by being asked for others
+                worker.deadline = time.monotonic() + (self.step_timeout if worker.ready else START_SECONDS)
             for command in batch:
                 if not isinstance(command, Release):
                     worker.pending[command.slot] = command.serial
                     worker.running.add(command.slot)
-            worker.deadline = time.monotonic() + (self.step_timeout if worker.ready else START_SECONDS)
             try:
                 worker.send(batch)
             except WorkerLostError as error:
                 self._replace(worker, str(error))
-
-    def _gather(self, slots: Iterable[int]) -> dict[int, Observation]:
-        """Wait for exactly these slots; what arrives for others is kept for :meth:`receive`."""
-        wanted = list(slots)
-        while any(slot not in self._arrived for slot in wanted):
-            self._serve([worker for worker in self._workers if worker.pending])
-        return {slot: self._arrived.pop(slot) for slot in wanted}
 
     def _notice_deaths(self) -> None:
         """Replace idle workers that died since, so that new episodes do not begin in a dead process."""

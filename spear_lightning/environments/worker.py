@@ -25,7 +25,7 @@ import gymnasium
 
 from spear_lightning.environments.base import Observation, Task, TaskSuite
 
-_FLUSH_SECONDS = 0.1
+_HOLD_SECONDS = 0.005  # that a finished answer waits for others to travel with
 _PARENT_POLL_SECONDS = 5.0
 _MAX_REASON_CHARACTERS = 500
 
@@ -178,6 +178,42 @@ def die() -> None:
     os._exit(1)
 
 
+class Outbox:
+    """Sends answers: together where they come fast, and none held back by a slow one behind it.
+
+    Args:
+        connection: to the pool.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._replies: list[Reply] = []
+        self._lock = threading.Lock()
+        self._filled = threading.Event()
+        threading.Thread(target=self._send_late_ones, daemon=True).start()
+
+    def put(self, reply: Reply) -> None:
+        """Have an answer sent soon."""
+        with self._lock:
+            self._replies.append(reply)
+        self._filled.set()
+
+    def flush(self) -> None:
+        """Send what is there now."""
+        with self._lock:
+            replies, self._replies = self._replies, []
+            self._filled.clear()
+            if replies:
+                self._connection.send(replies)
+
+    def _send_late_ones(self) -> None:
+        """Send what is still there a moment after it came, while the environment of another one is stepped."""
+        with contextlib.suppress(OSError):  # the pool is gone: the listener ends this process
+            while self._filled.wait():
+                time.sleep(_HOLD_SECONDS)
+                self.flush()
+
+
 def listen(connection: Connection, inbox: queue.SimpleQueue[list[Any] | None], parent: int) -> None:
     """Put what arrives into ``inbox``; when the parent is gone, end the process even in the middle of a step."""
     try:
@@ -211,18 +247,12 @@ def main(descriptor: int, parent: int) -> None:
             connection.send(StartFailed(describe(error), traceback.format_exc()))
         return
     connection.send(Ready())
+    outbox = Outbox(connection)
     while (commands := inbox.get()) is not None:
-        replies: list[Reply] = []
-        flushed = time.monotonic()
         for command in commands:
             if isinstance(command, Release):
                 bench.release(command.slot)
-                continue
-            replies.append(obey(bench, command))
-            # One message per call as a rule; slow environments report earlier, which the pool takes as a sign of life.
-            if time.monotonic() - flushed > _FLUSH_SECONDS:
-                connection.send(replies)
-                replies, flushed = [], time.monotonic()
-        if replies:
-            connection.send(replies)
+            else:
+                outbox.put(obey(bench, command))
+        outbox.flush()
     bench.close()

@@ -227,6 +227,7 @@ def _workload(
     longest = min(value for value in (context, own, limit, positions, 2**20) if value)
     policy = config.model.policy.init_args
     replay = data.replay
+    limit_gib = data.engine.cache_gib if isinstance(data.engine, HuggingFaceEngine) else None
     return Workload(
         tokens=max(data.max_tokens, longest),  # a longer row has a micro-batch of its own
         checkpointing=policy.gradient_checkpointing,
@@ -238,6 +239,7 @@ def _workload(
         prompt_tokens=min(prompt or -(-longest // data.max_turns), longest),
         played=min(sequences, played),
         decoded=decoded,
+        cache_limit=None if limit_gib is None else int(limit_gib * 2**30),
         replay_entries=0 if replay is None else replay.schedule.limit(replay.capacity),
         replay_tokens=longest,
     )

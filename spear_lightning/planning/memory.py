@@ -136,7 +136,7 @@ def _parts(model: ModelShape, numbers: Numbers, layout: Layout, work: Workload) 
     if layout.replica:
         yield Part("generation replica", weights, phases=("generation",) if layout.free_replica else always)
     columns = cache_columns(work.prompt_tokens, work.sequence_tokens)
-    cache = cache_bytes(model, numbers, work.sequences, columns)
+    cache = cache_bytes(model, numbers, work.sequences, columns) if work.cache_limit is None else work.cache_limit
     yield Part("generation cache", cache, phases=("generation",))
     yield Part("generation temporaries", generation_bytes(model, numbers, work), phases=("generation",))
     entries = -(-work.replay_entries // layout.ranks)

@@ -173,6 +173,7 @@ class Workload:
         sequence_tokens: of the longest of them.
         prompt_tokens: the longest that is fed at once.
         decoded: sequences that are decoded together at most.
+        cache_limit: bytes that the cache is given, whatever the sequences need; ``None`` gives it what they need.
         replay_entries: in the buffers of all ranks together.
         replay_tokens: of an entry at most.
     """
@@ -186,5 +187,6 @@ class Workload:
     sequence_tokens: int = 0
     prompt_tokens: int = 0
     decoded: int = 0
+    cache_limit: int | None = None
     replay_entries: int = 0
     replay_tokens: int = 0

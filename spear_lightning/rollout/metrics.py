@@ -25,6 +25,7 @@ def record_rollout(store: MetricStore, rollout: Rollout) -> None:
     _means(store, f"{prefix}/tokens", (item.episode.generated_tokens for item in scored))
     _means(store, f"{prefix}/tool_calls", (item.episode.tool_calls for item in scored))
     _means(store, f"{prefix}/truncated", (item.episode.status == "truncated" for item in scored))
+    _means(store, f"{prefix}/overlong", (item.episode.reason == "overlong" for item in scored))
     _means(store, f"{prefix}/invalid", (not turn.valid for item in scored for turn in item.episode.turns))
     _means(store, f"{prefix}/response_length", (len(t.response_ids) for item in scored for t in item.episode.turns))
     for kind in with_families([item.episode.task.kind for item in scored]):

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -88,3 +89,31 @@ class Suicidal(Tiny):
 
 def not_an_environment() -> str:
     return "hello"
+
+
+class Gate(Countdown):
+    """The first task's steps wait until a file is there; who wins another task makes it."""
+
+    def __init__(self, file: Path, seconds: float) -> None:
+        super().__init__()
+        self.file, self.seconds = file, seconds
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        if self.name == "train 0":
+            end = time.monotonic() + self.seconds
+            while not self.file.exists():
+                if time.monotonic() > end:
+                    raise TimeoutError("nobody opened the gate")
+                time.sleep(0.002)
+        answer = super().step(action)
+        if answer[2] and self.name != "train 0":
+            self.file.touch()
+        return answer
+
+
+class Gated(Tiny):
+    def __init__(self, file: Path, seconds: float) -> None:
+        self.file, self.seconds = file, seconds
+
+    def make(self) -> gymnasium.Env[Any, Any]:
+        return Gate(self.file, self.seconds)

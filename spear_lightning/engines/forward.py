@@ -1,0 +1,111 @@
+"""Forward passes of a policy over the rows of a key-value cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spear_lightning.engines.batches import similar_lengths
+from spear_lightning.engines.jobs import Job
+from spear_lightning.engines.key_values import KeyValueRows
+from spear_lightning.engines.masks import AttentionMasks, masks_of
+from spear_lightning.policy import Policy
+
+
+class CachedForward:
+    """The policy's model, fed with what is new in each row.
+
+    Args:
+        policy: to compute with; referred to, not copied.
+
+    Raises:
+        ValueError: the model's architecture keeps no ordinary keys and values (recurrent models, ALiBi).
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self._masks: AttentionMasks = masks_of(policy)
+        self._weight = next(policy.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._weight.device
+
+    def token_bytes(self) -> int:
+        """Bytes that the keys and values of a token take, found by feeding one."""
+        cache = KeyValueRows()
+        cache.reserve(1, 1)
+        zero = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        self._forward(cache, zero, zero[0], slice(0, 1), zero, zero, 1)
+        return cache.token_bytes
+
+    def prefill(self, cache: KeyValueRows, jobs: Sequence[Job]) -> Tensor:
+        """Feed what is new of the prompts, in groups of similar length; the logits after each, ``(jobs, vocabulary)``.
+
+        Args:
+            cache: with room for the prompts.
+            jobs: seated; ordered by row, so that neighbours are fed as a view.
+        """
+        device = self.device
+        new = [len(job.prompt) - job.known for job in jobs]
+        logits: Tensor | None = None
+        for group in similar_lengths(new):
+            chosen = [jobs[number] for number in group]
+            tokens = max(new[number] for number in group)
+            ids = np.zeros((len(group), tokens), np.int64)
+            for line, (job, number) in enumerate(zip(chosen, group, strict=True)):
+                ids[line, : new[number]] = job.prompt[job.known :]
+            starts = torch.tensor([job.known for job in chosen], device=device)
+            lasts = torch.tensor([new[number] - 1 for number in group], device=device)
+            rows = [job.session.row for job in chosen]
+            place: slice | Tensor = torch.tensor(rows, device=device)
+            if rows == list(range(rows[0], rows[0] + len(rows))):
+                place = slice(rows[0], rows[0] + len(rows))
+            columns = starts[:, None] + torch.arange(tokens, device=device)
+            # What pads a row is written beyond its length, at most into the column behind all of them; its position
+            # must still be one the model knows.
+            longest = max(len(job.prompt) for job in chosen)
+            width = min(longest + 1, max(job.known for job in chosen) + tokens)
+            positions = torch.minimum(columns, (starts + lasts)[:, None])
+            columns = columns.clamp(max=longest)
+            part = self._forward(cache, torch.from_numpy(ids).to(device), lasts, place, columns, positions, width)
+            if logits is None:
+                logits = part.new_empty(len(jobs), part.shape[-1])
+            logits[group] = part
+        assert logits is not None
+        return logits
+
+    def decode(self, cache: KeyValueRows, jobs: Sequence[Job], first: int, tokens: Tensor) -> Tensor:
+        """Feed one token to each of the neighbouring rows from ``first`` on; the logits after it.
+
+        Rows that are done stay where they are: what is fed to them stands beyond what they keep.
+        """
+        lengths = [job.length - 1 for job in jobs]
+        columns = torch.tensor(lengths, device=tokens.device)[:, None]
+        lasts = torch.zeros(len(jobs), dtype=torch.long, device=tokens.device)
+        rows = slice(first, first + len(jobs))
+        return self._forward(cache, tokens[:, None], lasts, rows, columns, columns, max(lengths) + 1)
+
+    def _forward(
+        self,
+        cache: KeyValueRows,
+        ids: Tensor,
+        lasts: Tensor,
+        rows: slice | Tensor,
+        columns: Tensor,
+        positions: Tensor,
+        width: int,
+    ) -> Tensor:
+        cache.open(rows, columns, width)
+        return self.policy.next_token_logits(
+            ids,
+            lasts,
+            attention_mask=self._masks(columns, width, self.policy.causal_lm.dtype),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        )
