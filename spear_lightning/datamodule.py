@@ -183,15 +183,11 @@ class RolloutDataModule(LightningDataModule, RankState):
                 )
             if self.rollouts.max_staleness:
                 check_whole_weights(self._trainer.strategy)
-        try:
-            self.engine.check(self._trainer.strategy.root_device)
-        except ValueError as error:
-            raise MisconfigurationException(f"data.{error}") from error
         if stage in ("fit", "validate"):
             self.environment.tasks("validation")
         elif stage in ("test", "predict"):
             self.environment.tasks("test")
-        self.engine.prepare(self._module.policy)
+        self.engine.prepare(self._module.policy, self._trainer.strategy.root_device)
         pool = EnvironmentPool(self.environment, workers=self.workers, step_timeout=self.step_timeout)
         limits = (self.max_active, self.max_episode_tokens)
         collector = Collector(pool, self.agent, self.engine, *limits, self.schedule)

@@ -147,11 +147,12 @@ class RolloutEngine(ABC):
 
     trains: ClassVar[bool] = True
 
-    def prepare(self, policy: Policy) -> None:  # noqa: B027 - an engine may need nothing
+    def prepare(self, policy: Policy, device: torch.device) -> None:  # noqa: B027 - an engine may need nothing
         """Look whether what it needs is there, before anything else of a run is started.
 
         Args:
             policy: that it will be synced with; its weights need not be whole yet.
+            device: that the policy will be on.
 
         Raises:
             ValueError: something is missing, or does not fit the policy; names it and the fix.
@@ -176,13 +177,6 @@ class RolloutEngine(ABC):
         One stream at a time, and no call of :meth:`generate` while it has unfinished requests.
         """
         return BatchStream(self)
-
-    def check(self, device: torch.device) -> None:  # noqa: B027 - an engine may have nothing to check
-        """Refuse settings that cannot work on ``device``, before any time is spent.
-
-        Raises:
-            ValueError: names the key and the fix.
-        """
 
     def sleep(self) -> None:  # noqa: B027 - an engine may have nothing to free
         """Free what generation needs until :meth:`wake` (between rollout phases)."""

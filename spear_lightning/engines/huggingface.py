@@ -88,19 +88,13 @@ class HuggingFaceEngine(RolloutEngine):
 
     # --- the protocol --------------------------------------------------------------------------------------------
 
-    def check(self, device: torch.device) -> None:
+    def prepare(self, policy: Policy, device: torch.device) -> None:
         """Refuse a cache that is larger than what is free on ``device``.
 
         Raises:
             ValueError: it is.
         """
-        if self.cache_gib is None or (free := free_bytes(device)) is None:
-            return
-        if self.cache_gib * 2**30 > free:
-            raise ValueError(
-                f"engine.cache_gib is {self.cache_gib:g}, but only {free / 2**30:.3g} GiB are free on {device}: lower "
-                "it (a full cache costs time, not exactness), or free memory there"
-            )
+        self._check_memory(device)
 
     def sync(self, policy: Policy, version: int) -> None:
         """Generate with ``policy`` as it is now; every cache made with other weights is dropped.
@@ -117,7 +111,7 @@ class HuggingFaceEngine(RolloutEngine):
             self._drop_caches()
             self._model = CachedForward(policy)
             if self.cache_gib is not None:
-                self.check(self._model.device)
+                self._check_memory(self._model.device)
                 with generation_mode(policy):
                     self._token_bytes = self._model.token_bytes()
                 self._capacity = int(self.cache_gib * 2**30) // self._token_bytes
@@ -210,6 +204,15 @@ class HuggingFaceEngine(RolloutEngine):
             )
 
     # --- limits and state ----------------------------------------------------------------------------------------
+
+    def _check_memory(self, device: torch.device) -> None:
+        if self.cache_gib is None or (free := free_bytes(device)) is None:
+            return
+        if self.cache_gib * 2**30 > free:
+            raise ValueError(
+                f"data.engine.cache_gib is {self.cache_gib:g}, but only {free / 2**30:.3g} GiB are free on {device}: "
+                "lower it (a full cache costs time, not exactness), or free memory there"
+            )
 
     def _check_room(self, job: Job) -> None:
         if self._capacity is not None and job.columns > self._capacity:

@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
+import torch
+
 from spear_lightning.distributed import world_size
 from spear_lightning.engines.base import Completion, Request, RolloutEngine
 from spear_lightning.engines.batches import check_requests
@@ -69,7 +71,7 @@ class VLLMEngine(RolloutEngine):
 
     # --- the protocol --------------------------------------------------------------------------------------------
 
-    def prepare(self, policy: Policy) -> None:
+    def prepare(self, policy: Policy, device: torch.device) -> None:
         """Look whether vLLM is installed.
 
         Raises:
@@ -88,7 +90,7 @@ class VLLMEngine(RolloutEngine):
             ValueError: vLLM is not installed.
         """
         if self._vllm is None:
-            self.prepare(policy)
+            self.prepare(policy, policy.causal_lm.device)
             self._vllm = self._start(policy)
         elif self._sleeping:
             self._vllm.wake_up(tags=["weights"])

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import torch
 
 from spear_lightning.distributed import gather, rank
 from spear_lightning.engines.base import Completion, Request, RolloutEngine
@@ -88,7 +89,7 @@ class VLLMServerEngine(RolloutEngine):
 
     # --- the protocol --------------------------------------------------------------------------------------------
 
-    def prepare(self, policy: Policy) -> None:
+    def prepare(self, policy: Policy, device: torch.device) -> None:
         """Look whether all servers are there, can take weights and serve the policy's model with its tokenizer.
 
         Raises:

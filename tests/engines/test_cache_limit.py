@@ -89,12 +89,13 @@ def test_a_request_that_cannot_fit_alone(tiny_policy):
 
 
 def test_a_cache_that_is_larger_than_memory_is_refused(tiny_policy):
+    policy, cpu = tiny_policy(), torch.device("cpu")
     with pytest.raises(ValueError, match=r"engine\.cache_gib is 1e\+06, but only .* GiB are free on cpu: lower it"):
-        HuggingFaceEngine(cache_gib=1e6).sync(tiny_policy(), 0)
+        HuggingFaceEngine(cache_gib=1e6).sync(policy, 0)
     with pytest.raises(ValueError, match=r"engine\.cache_gib"):
-        HuggingFaceEngine(cache_gib=1e6).check(torch.device("cpu"))
-    HuggingFaceEngine().check(torch.device("cpu"))
-    HuggingFaceEngine(cache_gib=0.001).check(torch.device("cpu"))
+        HuggingFaceEngine(cache_gib=1e6).prepare(policy, cpu)
+    HuggingFaceEngine().prepare(policy, cpu)
+    HuggingFaceEngine(cache_gib=0.001).prepare(policy, cpu)
 
 
 @pytest.mark.parametrize("setting", [0.0, -1.0, float("nan")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 import pytest
+import torch
 
 from spear_lightning.engines.vllm import VLLMEngine
 
@@ -12,7 +13,7 @@ from spear_lightning.engines.vllm import VLLMEngine
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 def test_without_vllm_one_is_told_so_before_anything_is_started(tiny_policy):
     policy = tiny_policy()
-    for begin in (lambda: VLLMEngine().prepare(policy), lambda: VLLMEngine().sync(policy, 0)):
+    for begin in (lambda: VLLMEngine().prepare(policy, torch.device("cpu")), lambda: VLLMEngine().sync(policy, 0)):
         with pytest.raises(ValueError, match=r"vLLM is not installed here: pip install 'spear-lightning\[vllm\]'"):
             begin()
     VLLMEngine().sleep()

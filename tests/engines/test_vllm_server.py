@@ -67,7 +67,7 @@ def engine_of(*servers: ProtocolServer, **settings: Any) -> VLLMServerEngine:
 def test_the_servers_generate_with_the_weights_they_are_brought(serve, tiny_policy, transport):
     one, two = serve(), serve()
     engine = engine_of(one, two, transport=transport())
-    engine.prepare(tiny_policy())
+    engine.prepare(tiny_policy(), torch.device("cpu"))
     for version, seed in ((3, 0), (4, 5)):
         policy = tiny_policy(seed=seed)
         engine.sync(policy, version)
@@ -246,12 +246,12 @@ def test_servers_that_cannot_be_used_are_told_apart(serve, tiny_policy, tiny_tok
     gone = engine_of(server, restart_seconds=0.0)
     server.missing = {"/health"}
     with pytest.raises(ConnectionError, match=r"http://127.0.0.1:\d+ \(data.engine.addresses\) cannot be reached"):
-        gone.prepare(policy)
+        gone.prepare(policy, torch.device("cpu"))
     with pytest.raises(RuntimeError, match="none of the vLLM servers"), pytest.warns(RuntimeWarning, match="is away"):
         gone.sync(policy, 0)
     server.missing = {"/collective_rpc"}
     with pytest.raises(ValueError, match=r"has no /collective_rpc.*without VLLM_SERVER_DEV_MODE"):
-        engine_of(server).prepare(policy)
+        engine_of(server).prepare(policy, torch.device("cpu"))
     server.missing = {"/inference/v1/generate"}
     older = engine_of(server)
     older.sync(policy, 0)
@@ -259,12 +259,12 @@ def test_servers_that_cannot_be_used_are_told_apart(serve, tiny_policy, tiny_tok
         older.generate(requests(1))
     server.missing, server.worker = set(), object()  # started without the extension
     with pytest.raises(ValueError, match=r"cannot receive weights(.|\n)*--worker-extension-cls"):
-        engine_of(server).prepare(policy)
+        engine_of(server).prepare(policy, torch.device("cpu"))
     other = serve(policy=tiny_policy(config={"hidden_size": 64}))
     with pytest.raises(RuntimeError, match=r"another model than model.policy: hidden_size is 64 there and 32 here"):
         engine_of(other).sync(policy, 0)
     with pytest.raises(ValueError, match=r"another model than model.policy"):
-        engine_of(other).prepare(policy)
+        engine_of(other).prepare(policy, torch.device("cpu"))
     words = serve()
     words.tokenizer = type("Tokenizer", (), {"encode": lambda self, text, **_: [1, 2, 3]})()
     with pytest.raises(RuntimeError, match=r"another tokenizer than model.policy"):

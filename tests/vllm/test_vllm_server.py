@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from spear_lightning.engines.vllm_client import VLLMServer
 from spear_lightning.engines.vllm_server import VLLMServerEngine
@@ -17,7 +18,7 @@ def engine_of(server_of, tied_policy):
     def make(transport=None):
         server = server_of(tied_policy(9))
         engines.append(VLLMServerEngine([server.address], transport=transport, restart_seconds=300.0, seconds=120.0))
-        engines[-1].prepare(tied_policy(0))
+        engines[-1].prepare(tied_policy(0), torch.device("cpu"))
         return engines[-1]
 
     yield make
