@@ -149,7 +149,7 @@ def test_a_mixture_trains_and_is_reported_by_environment(spear, tmp_path, games_
         for split in ("rollout", "validation"):
             assert {f"{split}/success/house", f"{split}/success/shop"} <= reported
     played = (line for file in (tmp_path / "run/rollouts/train").glob("*.jsonl") for line in file.open())
-    assert {json.loads(line)["task"].partition("/")[0] for line in played} == {"house", "shop"}
+    assert {json.loads(line)["task"]["id"].partition("/")[0] for line in played} == {"house", "shop"}
 
 
 def test_another_architecture_trains_by_changing_the_policy_alone(spear, tmp_path):
