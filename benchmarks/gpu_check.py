@@ -1,4 +1,6 @@
-"""Does all of it run on a GPU, with the same numbers? On any machine with one:
+"""Whether all of it runs on a GPU, with the same numbers.
+
+On any machine with one::
 
     python benchmarks/gpu_check.py --out gpu_check.json     # --only PART …, --jobs N side by side
 
@@ -6,7 +8,7 @@ Each part is a process (or some) of its own, so one that fails leaves the others
 
 * ``head``, ``engine``, ``layouts``: the same numbers (``benchmarks/measuring/gpu_numbers.py``);
 * ``float32``, ``bfloat16``: ``spear fit -c configs/quickstart.yaml`` on the GPU, against the same on the CPU (``cpu``);
-* ``zero2``, ``zero3``, ``zero2-bfloat16``, ``single``: three iterations, and the same with an end and a resume after two;
+* ``single``, ``zero2``, ``zero3``, ``zero2-bfloat16``: three iterations, and again with an end and a resume after two;
 * ``ahead``: the next rollout is played while one trains, on a stream of its own; ``compile``: ``policy.compile``;
 * ``times-28M``, ``times-0.5B``: an update by layout and precision, alone on the machine
   (``benchmarks/measuring/gpu_layouts.py``);
