@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -59,9 +60,9 @@ class ThroughputMonitor(Callback, RolloutHooks, UpdateHooks):
     ``spear_lightning.callbacks.ThroughputMonitor``.
 
     Args:
-        peak_flops: operations per second of one rank's device: a number; ``auto`` for the maker's figure of known GPUs
-            (elsewhere no utilisation is logged); ``measure`` for that of a plain matrix product in the same precision
-            and with the same threads, tried once when training starts.
+        peak_flops: operations per second of one rank's device: a number; ``auto`` for the maker's figure of known GPUs,
+            ``measure``'s of others, and none on a CPU (no utilisation is logged); ``measure`` for that of a plain
+            matrix product in the same precision and with the same threads, tried once when training starts.
 
     Raises:
         MisconfigurationException: ``peak_flops`` is not above 0, nor one of the words.
@@ -114,8 +115,7 @@ class ThroughputMonitor(Callback, RolloutHooks, UpdateHooks):
         if self.peak_flops == "measure":
             self._peak = matmul_flops(device, dtype)
         elif isinstance(self.peak_flops, str):
-            # The library warns by itself of a GPU that it does not know.
-            self._peak = float(0 if device.type == "cpu" else get_available_flops(device, dtype) or 0)
+            self._peak = 0.0 if device.type == "cpu" else _makers_flops(device, dtype) or matmul_flops(device, dtype)
         else:
             self._peak = self.peak_flops
 
@@ -203,6 +203,13 @@ def _figures(shares: list[_Share]) -> dict[str, float]:
     return values
 
 
+def _makers_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Operations per second as the maker of a device states them; ``None`` if they are not known."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a GPU that the library does not know
+        return get_available_flops(device, dtype)
+
+
 @torch.no_grad()
 def matmul_flops(device: torch.device, dtype: torch.dtype, tries: int = 5) -> float:
     """Operations per second of a plain matrix product, the best of a few tries after a warm-up.
@@ -213,7 +220,9 @@ def matmul_flops(device: torch.device, dtype: torch.dtype, tries: int = 5) -> fl
         tries: how many.
     """
     size = 1024 if device.type == "cpu" else 8192
-    left = torch.ones(size, size, device=device, dtype=dtype)
+    # Not ones: a GPU multiplies what is regular faster than what is not.
+    generator = torch.Generator(device).manual_seed(0)
+    left = torch.randn(size, size, device=device, generator=generator).to(dtype)
     seconds = []
     for _ in range(1 + tries):
         _finish(device)

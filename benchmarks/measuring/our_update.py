@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.optimizer import _optimizer_to_device
 from lightning.pytorch import Trainer
 
 from spear_lightning.algorithm.losses import PPOClip
@@ -46,9 +47,19 @@ class OurUpdate:
         layout: ``policy.layout``.
         max_tokens: ``data.max_tokens``.
         model: Hugging Face configuration.
+        accelerator: ``trainer.accelerator``.
+        precision: ``trainer.precision``.
     """
 
-    def __init__(self, rows: Mapping[str, Row], layout: Layout, max_tokens: int, model: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        rows: Mapping[str, Row],
+        layout: Layout,
+        max_tokens: int,
+        model: dict[str, Any],
+        accelerator: str = "cpu",
+        precision: Any = "32-true",
+    ) -> None:
         self.policy = Policy(config=model, tokenizer=TOKENIZER, layout=layout)
         self.module = SpearModule(
             self.policy,
@@ -70,7 +81,9 @@ class OurUpdate:
             layout=layout,
         )[0]
         self._trainer = Trainer(
-            accelerator="cpu",
+            accelerator=accelerator,
+            devices=1,
+            precision=precision,
             max_epochs=-1,
             logger=False,
             enable_checkpointing=False,
@@ -80,10 +93,18 @@ class OurUpdate:
         # One step through the Trainer attaches module and optimizer to it; later ones are called as by its loop.
         self._trainer.fit_loop.max_epochs = 1
         self._trainer.fit(self.module, train_dataloaders=IterationStream(lambda: iter([self.minibatch]), 1))
+        self._device = self._trainer.strategy.root_device
+        if self._device.type != "cpu":  # where the Trainer has taken everything from at its end
+            self.module.to(self._device)
+            self.minibatch = self.minibatch.to(self._device)
+            for optimizer in self._trainer.optimizers:
+                _optimizer_to_device(optimizer, self._device)
 
     def __call__(self) -> None:
-        """Take a step."""
+        """Take a step, to its end."""
         self.module.training_step(self.minibatch, 0)
+        if self._device.type != "cpu":
+            torch.get_device_module(self._device).synchronize(self._device)
 
     @property
     def computed(self) -> int:

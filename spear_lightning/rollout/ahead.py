@@ -35,6 +35,7 @@ class AheadPlayer:
         self._error: BaseException | None = None
         self._cancelled = False
         self._progress = (0, 0)
+        self._stream: torch.cuda.Stream | None = None
 
     @property
     def iteration(self) -> int | None:
@@ -55,7 +56,7 @@ class AheadPlayer:
         if self._iteration is not None:
             raise RuntimeError(f"the episodes of iteration {self._iteration} have not been taken")
         self._iteration, self._cancelled, self._progress = iteration, False, (0, 0)
-        stream = _own_stream(device)
+        stream = self._own_stream(device)
 
         def run() -> None:
             try:
@@ -133,11 +134,11 @@ class AheadPlayer:
             raise _CancelledError
         self._progress = (finished, active)
 
-
-def _own_stream(device: torch.device) -> AbstractContextManager[object]:
-    """Kernels of the thread go beside those of the update, after all that was issued until now."""
-    if device.type != "cuda":
-        return nullcontext()
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream(device))
-    return torch.cuda.stream(stream)
+    def _own_stream(self, device: torch.device) -> AbstractContextManager[object]:
+        """Kernels of the thread go beside those of the update, after all that was issued until now."""
+        if device.type != "cuda":
+            return nullcontext()
+        if self._stream is None:  # one for all rollouts: memory that a stream has freed is kept for that stream
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream.wait_stream(torch.cuda.current_stream(device))
+        return torch.cuda.stream(self._stream)
