@@ -4,7 +4,8 @@ On any machine with one::
 
     python benchmarks/gpu_check.py --out gpu_check.json     # --only PART …, --jobs N side by side
 
-Each part is a process (or some) of its own, so one that fails leaves the others alone; a table comes at the end.
+Each part is a process (or some) of its own, so one that fails leaves the others alone. Parts that run
+side by side slow each other down: their seconds mean nothing.
 
 * ``head``, ``engine``, ``layouts``: the same numbers (``benchmarks/measuring/gpu_numbers.py``);
 * ``float32``, ``bfloat16``: ``spear fit -c configs/quickstart.yaml`` on the GPU, against the same on the CPU (``cpu``);

@@ -11,7 +11,7 @@ as queries and all of its tokens as keys.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -40,8 +40,6 @@ class Segments:
             of each run are its own tokens.
         query_ends: ``[0, q_1, q_1 + q_2, …]``, int32, on the device of the tokens.
         key_ends: likewise of the keys.
-        masks: for each run 0 where a query sees a key and -inf elsewhere, float32 ``(queries, keys)``; ``None`` where
-            the two are equally many (plainly causal). Runs of equal shape share one.
     """
 
     queries: list[int]
@@ -49,7 +47,18 @@ class Segments:
     index: Tensor | None
     query_ends: Tensor
     key_ends: Tensor
-    masks: list[Tensor | None]
+    _masks: list[Tensor | None] = field(default_factory=list)
+
+    @property
+    def masks(self) -> list[Tensor | None]:
+        """For each run 0 where a query sees a key and -inf elsewhere, float32 ``(queries, keys)``.
+
+        ``None`` where the two are equally many (plainly causal). Runs of equal shape share one. They are made when the
+        first layer asks for them: kernels that take all runs at once need none.
+        """
+        if not self._masks:
+            self._masks.extend(_masks_of(self.queries, self.keys, self.query_ends.device))
+        return self._masks
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +133,6 @@ def pack_rows(input_ids: Tensor, mask: Tensor, *, share: bool) -> PackedRows:
             index=torch.from_numpy(np.concatenate(index)).to(device) if shared else None,
             query_ends=_ends(queries, device),
             key_ends=_ends(keys, device),
-            masks=_masks(queries, keys, device),
         ),
     )
 
@@ -146,7 +154,7 @@ def _ends(counts: list[int], device: torch.device) -> Tensor:
     return torch.tensor([0, *np.cumsum(counts)], dtype=torch.int32, device=device)
 
 
-def _masks(queries: list[int], keys: list[int], device: torch.device) -> list[Tensor | None]:
+def _masks_of(queries: list[int], keys: list[int], device: torch.device) -> list[Tensor | None]:
     made: dict[tuple[int, int], Tensor] = {}
     for shape in set(zip(queries, keys, strict=True)):
         if shape[0] != shape[1]:

@@ -95,6 +95,21 @@ def test_each_row_finds_its_tokens_and_positions():
         assert path[-queries:].tolist() == list(range(path[-1] - queries + 1, path[-1] + 1)), "its own come last"
 
 
+def test_masks_are_made_once_and_by_who_needs_them():
+    ids, mask = batch()
+    segments = pack_rows(ids, mask.bool(), share=True).segments
+    assert segments._masks == []
+    assert segments.masks is segments.masks
+    assert [made is None for made in segments.masks] == [
+        q == k for q, k in zip(segments.queries, segments.keys, strict=True)
+    ]
+    for queries, keys, made in zip(segments.queries, segments.keys, segments.masks, strict=True):
+        if made is not None:
+            seen = torch.arange(keys) <= torch.arange(queries)[:, None] + keys - queries
+            assert torch.equal(made == 0, seen)
+            assert bool((made[~seen] == -torch.inf).all())
+
+
 @pytest.mark.parametrize("layout", ["packed", "shared"])
 def test_with_checkpointing_and_adapters(tiny_policy, layout):
     settings = {"lora": LoRA(rank=4), "seed": 3}
