@@ -7,7 +7,7 @@ import shutil
 import signal
 import time
 from contextlib import nullcontext, suppress
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -241,7 +241,7 @@ class ShardedCheckpoint(Checkpoint):
             world_size=trainer.world_size,
             strategy=type(trainer.strategy).__name__,
             stage=getattr(trainer.strategy, "stage", None),
-            versions={name: version(name) for name in _PACKAGES},
+            versions={name: _version(name) for name in _PACKAGES},
             score=score,
             run=self._run,
             files=files,
@@ -345,3 +345,11 @@ def resolve_checkpoint(
     if manifest.policy is not None and isinstance(module, SpearModule):
         module.check_policy(manifest.policy)
     return str(found / STATE)
+
+
+def _version(package: str) -> str:
+    """Of an installed package; a checkout that is on the path without being installed has none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

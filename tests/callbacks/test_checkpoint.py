@@ -243,3 +243,11 @@ def test_bad_settings_are_named(tmp_path):
         fit(tmp_path, ShardedCheckpoint(directory=tmp_path / "file/below"))
     with pytest.raises(MisconfigurationException, match="validation/succes'"):
         fit(tmp_path, ShardedCheckpoint(monitor="validation/succes"))
+
+
+def test_a_checkout_that_is_not_installed_saves_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("spear_lightning.callbacks.checkpoint._PACKAGES", ("torch", "no-such-package"))
+    fit(tmp_path, ShardedCheckpoint(monitor=None), max_epochs=1)
+    newest = complete_checkpoints(tmp_path / "checkpoints")[0]
+    versions = Manifest.load(newest).versions
+    assert versions == {"torch": versions["torch"], "no-such-package": "not installed"}
