@@ -21,6 +21,7 @@ SMALL = {
     "data.environment.train": 8,
     "data.environment.validation": 8,
     "data.environment.test": 8,
+    "data.workers": 1,
     "data.rollouts.tasks": 4,
     "data.rollouts.group_size": 4,
     "trainer.max_epochs": 3,

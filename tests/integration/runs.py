@@ -20,7 +20,6 @@ PLAIN: dict[str, Any] = {
     "model.replay_loss": {"class_path": "PPOClip"},
     "model.optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}},
     "data.reward.invalid_penalty": 0.1,  # tells episodes apart even where none succeeds
-    "data.workers": 1,
     "data.max_tokens": 1500,  # several micro-batches a step, not the same number in each
     "trainer.callbacks": [
         {"class_path": "CurriculumSchedule", "init_args": {"imitation_warmup": 1, "tool_reward_decay": 2}},

@@ -79,6 +79,7 @@ def test_two_ranks_take_the_steps_of_a_single_process_and_resume_bit_for_bit(spe
     held = [{entry["key"] for entry in replay(tmp_path / "checkpoints/iteration-00003", rank)} for rank in range(2)]
     assert any(held)
     assert not held[0] & held[1]
+    assert held[0] | held[1] == {entry["key"] for entry in replay(single / "checkpoints/iteration-00003", 0)}
 
 
 def same_logits_after_export(run: Path, other: Path) -> None:
