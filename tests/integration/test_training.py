@@ -80,6 +80,40 @@ def test_kill_and_resume_gives_the_uninterrupted_curve(spear, tmp_path, games_ca
         assert all(torch.equal(mine["payload"][name], other["payload"][name]) for name in other["payload"])
 
 
+def test_two_ranks_agree_with_one(spear, tmp_path):
+    """Same episodes, same groups kept, same gradient: the weights after an iteration agree to 1e-5."""
+    plain = {
+        "trainer.max_epochs": 1,
+        "trainer.num_sanity_val_steps": 0,
+        "model.loss": {"class_path": "PPOClip"},  # Clip-Cov looks at a micro-batch at a time, so the cut shows
+        "model.replay_loss": {"class_path": "PPOClip"},
+        "data.reward.invalid_penalty": 0.1,  # tells episodes apart even where none succeeds
+        "model.optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}},
+    }
+    spear("fit", plain)
+    spear("fit", {**plain, "run.directory": str(tmp_path / "two"), "trainer.devices": 2, "trainer.strategy": "ddp"})
+    one, two = (torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=False) for name in ("run", "two"))
+    assert float(curve(tmp_path / "run")[0]["update/steps"]) == 4
+    for name, tensor in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][name], tensor, rtol=1e-5, atol=1e-5)
+    single, double = curve(tmp_path / "run")[0], curve(tmp_path / "two")[0]
+    for name in (
+        "rollout/success",
+        "rollout/episodes",
+        "reward/total",
+        "replay/size",
+        "replay/p50",
+        "update/steps",
+        "validation/success",
+    ):
+        assert float(single[name]) == pytest.approx(float(double[name]), abs=1e-5), name
+    keys = [
+        sorted(entry["key"] for rank in checkpoint["RolloutDataModule"]["replay"] for entry in rank["entries"])
+        for checkpoint in (one, two)
+    ]
+    assert keys[0] == keys[1]
+
+
 @pytest.mark.parametrize("recipe", ["grpo", "gigpo", "drbot-gigpo", "spear-gigpo", "spear-drbot-grpo"])
 def test_published_recipes_train_in_both_contexts(spear, recipe):
     context = (
