@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
-
 from spear_lightning.engines.base import Request
 
 
@@ -41,13 +38,6 @@ def check_requests(requests: Sequence[Request], vocabulary: int) -> None:
             raise ValueError(f"sampling.top_p must be above 0 and at most 1, not {sampling.top_p}")
         if sampling.top_k < 0:
             raise ValueError(f"sampling.top_k must not be negative: {sampling.top_k}")
-
-
-def common_prefix(one: npt.NDArray[np.int32], other: npt.NDArray[np.int32]) -> int:
-    """Number of ids that two sequences have in common from the start."""
-    length = min(len(one), len(other))
-    different = one[:length] != other[:length]
-    return int(different.argmax()) if different.any() else length
 
 
 def similar_lengths(lengths: Sequence[int], *, pass_tokens: int = 128, most_tokens: int = 16_384) -> list[list[int]]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from spear_lightning.engines.base import Completion, Request
-from spear_lightning.engines.batches import common_prefix
 from spear_lightning.engines.sessions import Ids, Session
+from spear_lightning.packing import common_length
 
 
 @dataclass(slots=True, eq=False)
@@ -91,7 +91,7 @@ def match(jobs: Sequence[Job], share: bool = True) -> tuple[list[Job], list[tupl
     for job in jobs:
         session = job.session
         # The last token is always fed: its logits are what generation starts from.
-        job.known = min(common_prefix(session.ids, job.prompt), len(job.prompt) - 1)
+        job.known = min(common_length(session.ids, job.prompt), len(job.prompt) - 1)
         session.ids = session.ids[: job.known]
         same.setdefault(np.ascontiguousarray(job.prompt, np.int32).tobytes(), []).append(job)
     leaders: list[Job] = []

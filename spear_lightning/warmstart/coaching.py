@@ -25,7 +25,8 @@ from spear_lightning.rollout.agent import Ids, Player, Prompt, Response
 from spear_lightning.rollout.collector import Collector, EpisodeSpec
 from spear_lightning.rollout.transcript import TranscriptAgent
 from spear_lightning.warmstart.demonstrations import TokenRow
-from spear_lightning.warmstart.expert import Expert, SearchExpert, Wandering
+from spear_lightning.warmstart.expert import Expert, Wandering
+from spear_lightning.warmstart.searching import SearchExpert
 
 _MOST_TURNS = 1000
 _ACTIVE = 64  # episodes played together

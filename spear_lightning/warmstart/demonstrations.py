@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from spear_lightning.environments.base import Task, TaskSuite
 from spear_lightning.randomness import stream_seed
-from spear_lightning.warmstart.expert import Expert, Motive, SearchExpert, Wandering
+from spear_lightning.warmstart.expert import Expert, Motive, Wandering
+from spear_lightning.warmstart.searching import SearchExpert
 
 if TYPE_CHECKING:  # workers import this module and need none of it
     from spear_lightning.rollout.transcript import TranscriptAgent

@@ -29,10 +29,11 @@ from spear_lightning.warmstart.coaching import Coaching, play_coached
 from spear_lightning.warmstart.command import run_command
 from spear_lightning.warmstart.demonstrations import TokenRow, Transcript, encode_transcript, play_demonstrations
 from spear_lightning.warmstart.evaluation import HeldOut, Score, evaluate
-from spear_lightning.warmstart.expert import Expert, SearchExpert, Wandering
+from spear_lightning.warmstart.expert import Expert, Wandering
 from spear_lightning.warmstart.fitting import fit_rows
 from spear_lightning.warmstart.initialization import compose_name_embeddings
 from spear_lightning.warmstart.module import Optimization
+from spear_lightning.warmstart.searching import SearchExpert
 from spear_lightning.warmstart.tokenizer import build_tokenizer
 
 _MODEL = {

@@ -9,7 +9,8 @@ from spear_lightning.environments.alfworld.suite import ALFWorld
 from spear_lightning.loading import fresh_model
 from spear_lightning.warmstart.coaching import Coaching, play_coached
 from spear_lightning.warmstart.demonstrations import TokenRow, Transcript, encode_transcript
-from spear_lightning.warmstart.expert import SearchExpert, Wandering
+from spear_lightning.warmstart.expert import Wandering
+from spear_lightning.warmstart.searching import SearchExpert
 from spear_lightning.warmstart.tokenizer import PreTrainedTokenizerFast, build_tokenizer
 
 TINY = {

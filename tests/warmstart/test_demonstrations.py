@@ -11,7 +11,7 @@ from spear_lightning.environments.alfworld.suite import ALFWorld
 from spear_lightning.environments.base import Observation
 from spear_lightning.rollout.transcript import TranscriptAgent
 from spear_lightning.warmstart.demonstrations import Transcript, encode_transcript, play_demonstrations
-from spear_lightning.warmstart.expert import SearchExpert
+from spear_lightning.warmstart.searching import SearchExpert
 from spear_lightning.warmstart.tokenizer import build_tokenizer
 from tests.warmstart.conftest import STRAYING
 

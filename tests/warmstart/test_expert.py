@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from spear_lightning.warmstart.expert import Goal, SearchExpert, Wandering
+from spear_lightning.warmstart.expert import Wandering
+from spear_lightning.warmstart.searching import Goal, SearchExpert
 
 ROOM = "You are in the middle of a room. Looking quickly around you, you see a cabinet 1, a microwave 1, and a shelf 1."
 

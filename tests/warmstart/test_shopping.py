@@ -8,7 +8,8 @@ from spear_lightning.environments.webshop import WebShop
 from spear_lightning.environments.webshop.session import parse_action
 from spear_lightning.rollout.transcript import TranscriptAgent
 from spear_lightning.warmstart.demonstrations import Transcript, encode_transcript, play_demonstrations
-from spear_lightning.warmstart.expert import SearchExpert, Wandering
+from spear_lightning.warmstart.expert import Wandering
+from spear_lightning.warmstart.searching import SearchExpert
 from spear_lightning.warmstart.shopping import ShoppingExpert
 from spear_lightning.warmstart.tokenizer import build_tokenizer
 
