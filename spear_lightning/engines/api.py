@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from spear_lightning.engines.base import Completion, Request, RolloutEngine
+from spear_lightning.services import NoAnswerError, StatusError, ask, persist
 
 if TYPE_CHECKING:
     from spear_lightning.policy import Policy
@@ -126,26 +122,14 @@ class APIEngine(RolloutEngine):
     def _ask(self, body: dict[str, Any]) -> _Answer:
         path = "chat/completions" if self.endpoint == "chat" else "completions"
         address = f"{self.address}/{path}"
-        headers = {"Content-Type": "application/json"}
         key = os.environ.get(self.key)
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
-        content = json.dumps(body).encode()
-        for attempt in range(self.retries + 1):
-            try:
-                asked = urllib.request.Request(address, content, headers)
-                with urllib.request.urlopen(asked, timeout=self.seconds) as response:
-                    return _read(json.loads(response.read()))
-            except urllib.error.HTTPError as error:
-                said = error.read(2000).decode("utf-8", "replace")
-                failure = f"status {error.code}: {said}"
-                if error.code != 429 and error.code < 500:
-                    break
-            except (OSError, http.client.HTTPException, ValueError, KeyError, IndexError, TypeError) as error:
-                failure = f"{type(error).__name__}: {error}"
-            if attempt < self.retries:
-                time.sleep(min(30.0, 0.5 * 2**attempt))
-        raise RuntimeError(f"no answer from {address} for model {self.model!r}: {failure}")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        try:
+            return persist(
+                lambda: _read(ask(address, body, seconds=self.seconds, headers=headers)), self.retries + 1, pause=0.5
+            )
+        except (NoAnswerError, StatusError) as error:
+            raise RuntimeError(f"no answer from {address} for model {self.model!r}: {error}") from error
 
 
 def _left_out(text: str, ends: Sequence[str]) -> str:
@@ -156,7 +140,10 @@ def _left_out(text: str, ends: Sequence[str]) -> str:
     return next((end for end in ends if not end.strip().startswith("</")), ends[0])
 
 
-def _read(reply: dict[str, Any]) -> _Answer:
-    choice = reply["choices"][0]
-    text = choice["message"]["content"] if "message" in choice else choice["text"]
-    return _Answer(str(text or ""), choice.get("finish_reason") != "length")
+def _read(reply: Any) -> _Answer:
+    try:
+        choice = reply["choices"][0]
+        text = choice["message"]["content"] if "message" in choice else choice["text"]
+        return _Answer(str(text or ""), choice.get("finish_reason") != "length")
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise NoAnswerError(f"an answer without a choice: {error!r}") from error

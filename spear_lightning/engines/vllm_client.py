@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
 import threading
 import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from typing import Any
 
 from spear_lightning.engines.vllm_requests import LOGPROBS_MODE
+from spear_lightning.services import NoAnswerError, StatusError, ask
 
 START = (
     "VLLM_SERVER_DEV_MODE=1 python -m vllm.entrypoints.openai.api_server --model MODEL --enable-scale-out "
@@ -219,19 +216,14 @@ class VLLMServer:
             raise
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None, seconds: float | None = None) -> Any:
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(self.key):
-            headers["Authorization"] = f"Bearer {key}"
-        content = None if body is None else json.dumps(body).encode()
-        asked = urllib.request.Request(f"{self.address}{path}", content, headers, method=method)
+        key = os.environ.get(self.key)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
-            with urllib.request.urlopen(asked, timeout=seconds or self.seconds) as response:
-                answer = response.read()
-                return json.loads(answer) if answer else None
-        except urllib.error.HTTPError as error:
-            said = f"{self} answered {path} with status {error.code}: {error.read(2000).decode('utf-8', 'replace')}"
-            if error.code in (429, 502, 503, 504):
+            return ask(f"{self.address}{path}", body, method=method, headers=headers, seconds=seconds or self.seconds)
+        except StatusError as error:
+            said = f"{self} answered {path} with {error}"
+            if error.status in (429, 502, 503, 504):
                 raise UnreachableError(said) from error
-            raise RefusedError(said, error.code) from error
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise UnreachableError(f"{self} did not answer {path}: {type(error).__name__}: {error}") from error
+            raise RefusedError(said, error.status) from error
+        except NoAnswerError as error:
+            raise UnreachableError(f"{self} did not answer {path}: {error}") from error

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
-import urllib.error
-import urllib.request
 from typing import Any
 
 from spear_lightning.environments.math.sandbox.base import Execution, Sandbox, SandboxError, SandboxLimits, join_error
+from spear_lightning.services import NoAnswerError, StatusError, ask, persist
 
 _GRACE_SECONDS = 10.0  # on top of the snippet's own time: queueing and the way there and back
 _PAUSE_SECONDS = 0.2
@@ -80,28 +78,22 @@ class RemoteSandbox(Sandbox):
         return self._execution(answer, time.monotonic() - started)
 
     def _post(self, body: dict[str, Any]) -> dict[str, Any]:
-        request = urllib.request.Request(
-            f"{self.url}/run_code",
-            data=json.dumps(body).encode(),
-            headers={"Content-Type": "application/json", **self.headers},
-        )
-        problem: Exception | str = ""
-        for attempt in range(self.attempts):
-            if attempt:
-                time.sleep(_PAUSE_SECONDS * 2 ** (attempt - 1))
-            try:
-                with urllib.request.urlopen(request, timeout=self.limits.wall_seconds + _GRACE_SECONDS) as response:
-                    answer = json.loads(response.read(_MAX_REPLY))
-                if isinstance(answer, dict) and answer.get("status") in ("Success", "Failed"):
-                    return answer
-                problem = f"unexpected answer {str(answer)[:300]!r}"
-            except urllib.error.HTTPError as error:
-                problem = error
-                if error.code < 500 and error.code != 429:
-                    break
-            except (OSError, ValueError) as error:  # unreachable, time-out, no JSON
-                problem = error
-        raise SandboxError(f"the sandbox service {self.url} cannot be used: {problem}")
+        def call() -> dict[str, Any]:
+            answer = ask(
+                f"{self.url}/run_code",
+                body,
+                seconds=self.limits.wall_seconds + _GRACE_SECONDS,
+                headers=self.headers,
+                most_bytes=_MAX_REPLY,
+            )
+            if isinstance(answer, dict) and answer.get("status") in ("Success", "Failed"):
+                return answer
+            raise NoAnswerError(f"unexpected answer {str(answer)[:300]!r}")
+
+        try:
+            return persist(call, self.attempts, _PAUSE_SECONDS)
+        except (NoAnswerError, StatusError) as error:
+            raise SandboxError(f"the sandbox service {self.url} cannot be used: {error}") from error
 
     def _execution(self, answer: dict[str, Any], seconds: float) -> Execution:
         result = answer.get("run_result") or answer.get("compile_result") or {}
