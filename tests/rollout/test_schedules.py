@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spear_lightning.engines.base import Completion, Request, Sampling
+from spear_lightning.engines.base import BatchStream, Completion, CompletionStream, Request, Sampling
 from spear_lightning.engines.huggingface import HuggingFaceEngine
 from spear_lightning.environments.base import Task
 from spear_lightning.environments.pool import EnvironmentPool
@@ -126,6 +126,49 @@ def test_no_episode_waits_for_the_environment_of_another_one(tmp_path: Path) -> 
     assert "nobody opened the gate" in episodes[0].reason, "in step there is no way through"
 
 
+class OneByOne(BatchStream):
+    """Answers one request a poll, and opens the gate at the last one's."""
+
+    def __init__(self, engine: OneByOneEngine) -> None:
+        super().__init__(engine)
+        self.engine, self.closed = engine, False
+
+    def poll(self) -> dict[str, Completion]:
+        if not self.engine.calls and len(self._requests) < 2:
+            return {}  # the slow one's must be the first of two
+        (session, request), *rest = sorted(self._requests.items())
+        if len(self.engine.calls) == 1:
+            self.engine.file.touch()
+        self._requests = dict(rest)
+        return dict(zip([session], self.engine.generate([request]), strict=True))
+
+    def close(self) -> None:
+        super().close()
+        self.closed = True
+
+
+class OneByOneEngine(ScriptedEngine):
+    def __init__(self, file: Path, say: Callable[[str, float], str | None]) -> None:
+        super().__init__(byte_tokenizer(tags=True), say)
+        self.file = file
+        self.streams: list[OneByOne] = []
+
+    def stream(self) -> CompletionStream:
+        self.streams.append(OneByOne(self))
+        return self.streams[-1]
+
+
+def test_the_engine_goes_on_while_environments_are_waited_for(tmp_path: Path) -> None:
+    """The environment of the first answer answers only when the engine is at the second."""
+    with EnvironmentPool(Gated(tmp_path / "gate", 2.0), workers=2) as pool:
+        collector, _ = make(pool, always("<action>down</action>"))
+        collector.engine = engine = OneByOneEngine(tmp_path / "gate", always("<action>down</action>"))
+        collector.schedule = Continuous()
+        episodes = play(collector, specs(2, 1)).episodes
+    assert [episode.status for episode in episodes] == ["finished", "finished"], episodes[0].reason
+    assert all(stream.closed for stream in engine.streams)
+
+
 def test_environments_are_stepped_while_another_wave_generates(tmp_path: Path) -> None:
     """The environment of the first wave answers only when the second wave generates."""
     episodes, engine = through_the_gate(tmp_path / "one", Waves(2), 30.0, True)
@@ -162,6 +205,18 @@ def test_failing_engine_leaves_nothing_behind(pool: EnvironmentPool, schedule: R
         play(collector, specs(2, 2))
     assert len(engine.ended) == 4
     assert not pool.pending
+
+
+def test_a_stream_is_closed_when_its_engine_fails(pool: EnvironmentPool, tmp_path: Path) -> None:
+    def fail(prompt: str, number: float) -> str:
+        raise RuntimeError("out of memory")
+
+    collector, _ = make(pool, fail)
+    collector.engine = engine = OneByOneEngine(tmp_path / "gate", fail)
+    collector.schedule = Continuous()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        play(collector, specs(2, 2))
+    assert [stream.closed for stream in engine.streams] == [True]
 
 
 def test_groups_stay_together_where_there_are_enough() -> None:
