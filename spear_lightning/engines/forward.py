@@ -11,6 +11,7 @@ from torch import Tensor
 from spear_lightning.engines.batches import similar_lengths
 from spear_lightning.engines.jobs import Job
 from spear_lightning.engines.key_values import KeyValueRows
+from spear_lightning.engines.llama_forward import LlamaForward
 from spear_lightning.engines.masks import AttentionMasks, masks_of
 from spear_lightning.policy import Policy
 
@@ -29,6 +30,7 @@ class CachedForward:
         self.policy = policy
         self._masks: AttentionMasks = masks_of(policy)
         self._weight = next(policy.parameters())
+        self._llama = LlamaForward(policy.causal_lm.base_model) if LlamaForward.fits(policy) else None
 
     @property
     def device(self) -> torch.device:
@@ -101,10 +103,15 @@ class CachedForward:
         width: int,
     ) -> Tensor:
         cache.open(rows, columns, width)
+        mask = self._masks(columns, width, self.policy.causal_lm.dtype)
+        if self._llama is not None:
+            assert isinstance(mask, Tensor)
+            hidden = self._llama(ids, positions, mask, cache)
+            return self.policy.logits(hidden[torch.arange(len(lasts), device=lasts.device), lasts])
         return self.policy.next_token_logits(
             ids,
             lasts,
-            attention_mask=self._masks(columns, width, self.policy.causal_lm.dtype),
+            attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
