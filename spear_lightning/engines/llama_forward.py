@@ -146,4 +146,5 @@ def _linear(module: Any) -> _Map:
 
 
 def _norm(module: Any) -> _Map:
-    return partial(F.rms_norm, normalized_shape=module.weight.shape, weight=module.weight, eps=module.variance_epsilon)
+    # The shape is the input's: a policy whose weights are elsewhere for the moment (ZeRO-3) has empty ones.
+    return lambda hidden: F.rms_norm(hidden, hidden.shape[-1:], module.weight, module.variance_epsilon)
