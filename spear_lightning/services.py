@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 _T = TypeVar("_T")
 
+_LONGEST_PAUSE = 30.0
+
 
 class NoAnswerError(ConnectionError):
     """The service cannot be reached, is silent for too long, or says what is not JSON."""
@@ -22,12 +24,11 @@ class StatusError(RuntimeError):
 
     Attributes:
         status: of the answer.
-        said: the beginning of it.
     """
 
     def __init__(self, status: int, said: str) -> None:
         super().__init__(f"status {status}: {said}")
-        self.status, self.said = status, said
+        self.status = status
 
     @property
     def may_pass(self) -> bool:
@@ -75,14 +76,13 @@ def ask(
         raise NoAnswerError(f"{type(error).__name__}: {error}") from error
 
 
-def persist(call: Callable[[], _T], attempts: int, pause: float, longest: float = 30.0) -> _T:
+def persist(call: Callable[[], _T], attempts: int, pause: float) -> _T:
     """Call again what failed in a way that may pass.
 
     Args:
         call: of :func:`ask`.
         attempts: most calls, at least 1.
-        pause: seconds before the second call; it doubles.
-        longest: pause.
+        pause: seconds before the second call; it doubles, up to half a minute.
 
     Raises:
         NoAnswerError: that of the last call.
@@ -94,5 +94,5 @@ def persist(call: Callable[[], _T], attempts: int, pause: float, longest: float 
         except (NoAnswerError, StatusError) as error:
             if attempt + 1 == attempts or (isinstance(error, StatusError) and not error.may_pass):
                 raise
-        time.sleep(min(longest, pause * 2**attempt))
+        time.sleep(min(_LONGEST_PAUSE, pause * 2**attempt))
     raise ValueError(f"attempts must be at least 1, not {attempts}")

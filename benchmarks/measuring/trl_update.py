@@ -2,8 +2,8 @@
 
 TRL is no dependency of this package. It goes into a folder of its own, beside the packages that are installed::
 
-    pip install --no-deps --target /tmp/trl trl datasets dill multiprocess pandas python-dateutil six xxhash
-    PYTHONPATH=/tmp/trl python benchmarks/training.py
+    pip install --no-deps --target FOLDER trl datasets dill multiprocess pandas python-dateutil six xxhash
+    PYTHONPATH=FOLDER python benchmarks/training.py
 """
 
 from __future__ import annotations

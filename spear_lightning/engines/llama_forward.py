@@ -122,7 +122,7 @@ def _attention(
     heads = query.shape[2]
     both = torch.cat([query, key], 2)  # rotated together
     one, other = both.chunk(2, -1)
-    both = torch.addcmul(both * cos, torch.cat([-other, one], -1), sin).transpose(1, 2)
+    both = (both * cos + torch.cat([-other, one], -1) * sin).transpose(1, 2)
     keys, values = cache.update(both[:, heads:], value.transpose(1, 2), number)
     attended = _attend(both[:, :heads], keys, values, mask, layer.scale)
     return layer.output(attended.transpose(1, 2).reshape(rows, tokens, -1))
