@@ -40,7 +40,7 @@ def check_requests(requests: Sequence[Request], vocabulary: int) -> None:
             raise ValueError(f"sampling.top_k must not be negative: {sampling.top_k}")
 
 
-def similar_lengths(lengths: Sequence[int], *, pass_tokens: int = 128, most_tokens: int = 16_384) -> list[list[int]]:
+def similar_lengths(lengths: Sequence[int], *, most_tokens: int, pass_tokens: int = 128) -> list[list[int]]:
     """Group sequences by length such that padding and forward passes together cost least.
 
     A group costs its number of rows times its longest length, plus what a pass costs by itself. The best cut of the
@@ -48,14 +48,14 @@ def similar_lengths(lengths: Sequence[int], *, pass_tokens: int = 128, most_toke
 
     Args:
         lengths: of the sequences, each at least 1.
+        most_tokens: a group of several sequences holds at most so many, padding included.
         pass_tokens: cost of a forward pass beyond its tokens, counted in tokens (on a tiny model on a CPU 2 ms, where a
             token takes 20 µs).
-        most_tokens: a group of several sequences holds at most so many, padding included.
 
     Returns:
         Numbers of the sequences, ``0`` to ``len(lengths) - 1``, by group.
 
-    >>> similar_lengths([3, 500, 4, 510], pass_tokens=10)
+    >>> similar_lengths([3, 500, 4, 510], most_tokens=2048, pass_tokens=10)
     [[0, 2], [1, 3]]
     """
     order = sorted(range(len(lengths)), key=lambda number: lengths[number])

@@ -15,6 +15,10 @@ from spear_lightning.engines.llama_forward import LlamaForward
 from spear_lightning.engines.masks import AttentionMasks, masks_of
 from spear_lightning.policy import Policy
 
+# Most tokens of a pass over prompts. On a CPU few enough for its caches to hold what lies between two operations.
+_PASS_TOKENS = {"cpu": 2048}
+_MANY_TOKENS = 16_384
+
 
 class CachedForward:
     """The policy's model, fed with what is new in each row.
@@ -30,7 +34,7 @@ class CachedForward:
         self.policy = policy
         self._masks: AttentionMasks = masks_of(policy)
         self._weight = next(policy.parameters())
-        self._llama = LlamaForward(policy.causal_lm.base_model) if LlamaForward.fits(policy) else None
+        self._llama = LlamaForward(policy) if LlamaForward.fits(policy) else None
 
     @property
     def device(self) -> torch.device:
@@ -55,7 +59,7 @@ class CachedForward:
         device = self.device
         new = [len(job.prompt) - job.known for job in jobs]
         logits: Tensor | None = None
-        for group in similar_lengths(new):
+        for group in similar_lengths(new, most_tokens=_PASS_TOKENS.get(device.type, _MANY_TOKENS)):
             chosen = [jobs[number] for number in group]
             tokens = max(new[number] for number in group)
             ids = np.zeros((len(group), tokens), np.int64)
@@ -106,8 +110,7 @@ class CachedForward:
         mask = self._masks(columns, width, self.policy.causal_lm.dtype)
         if self._llama is not None:
             assert isinstance(mask, Tensor)
-            hidden = self._llama(ids, positions, mask, cache)
-            return self.policy.logits(hidden[torch.arange(len(lasts), device=lasts.device), lasts])
+            return self._llama(ids, lasts, positions, mask, cache)
         return self.policy.next_token_logits(
             ids,
             lasts,

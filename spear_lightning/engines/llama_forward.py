@@ -17,6 +17,7 @@ import torch.nn.functional as F  # noqa: N812 - the name everybody knows it by
 from torch import Tensor, nn
 
 from spear_lightning.engines.key_values import KeyValueRows
+from spear_lightning.engines.operations import LARGE_WEIGHT, attend, linear, needed_widths, rms_norm
 from spear_lightning.policy import Policy
 
 _LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
@@ -41,7 +42,6 @@ class _Layer:
     act: _Map
     down: _Map
     size: int
-    scale: float
 
     @classmethod
     def of(cls, layer: Any) -> _Layer:
@@ -61,21 +61,25 @@ class _Layer:
             act=mlp.act_fn,
             down=_linear(mlp.down_proj),
             size=attention.head_dim,
-            scale=attention.scaling,
         )
 
 
 class LlamaForward:
-    """Hidden states of a model of Llama's architecture (Llama, Mistral, Qwen2, Qwen3).
+    """Next-token logits of a model of Llama's architecture (Llama, Mistral, Qwen2, Qwen3).
 
     Args:
-        model: the ``PreTrainedModel`` without its head; :meth:`fits` says whether it is one. Its parameters are
-            referred to: they may change, but not be replaced.
+        policy: that :meth:`fits`. Its parameters are referred to: they may change, but not be replaced.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, policy: Policy) -> None:
+        model, head = policy.causal_lm.base_model, policy.causal_lm.get_output_embeddings()
         self._embed, self._rotary, self._norm = model.embed_tokens, model.rotary_emb, _norm(model.norm)
         self._layers = [_Layer.of(layer) for layer in model.layers]
+        first = model.layers[0].self_attn
+        self._scale, self._heads = first.scaling, (model.config.num_attention_heads, model.config.num_key_value_heads)
+        # A token is drawn from whole rows, which a small product had better give right away.
+        product = linear if head.weight.numel() >= LARGE_WEIGHT else F.linear
+        self._head = partial(product, weight=head.weight, bias=head.bias)
 
     @staticmethod
     def fits(policy: Policy) -> bool:
@@ -93,58 +97,63 @@ class LlamaForward:
         hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
         return known and full == {"full_attention"} and plain and not hooked
 
-    def __call__(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: KeyValueRows) -> Tensor:
-        """Hidden states after the last norm, ``(rows, tokens, width)``.
+    def __call__(self, ids: Tensor, lasts: Tensor, positions: Tensor, mask: Tensor, cache: KeyValueRows) -> Tensor:
+        """Logits after each row's last token, ``(rows, vocabulary)``.
 
         Args:
             ids: what is new in each row, ``(rows, tokens)``.
+            lasts: index of each row's last token within ``ids``, ``(rows,)``.
             positions: of the tokens, ``(rows, tokens)``.
             mask: added to the scores, ``(rows, 1, tokens, columns)``.
             cache: opened for these tokens.
         """
         hidden = self._embed(ids)
-        cos, sin = (part.unsqueeze(2) for part in self._rotary(hidden, positions))
+        angles = self._angles(*self._rotary(hidden, positions))
+        hidden, shape = hidden.flatten(0, 1), ids.shape
+        widths = needed_widths(positions, mask.shape[-1])
         for number, layer in enumerate(self._layers):
-            hidden = hidden + _attention(number, layer, layer.norm(hidden), cos, sin, mask, cache)
+            query, key, value = _heads(layer, layer.norm(hidden), angles, shape)
+            keys, values = cache.update(key, value, number)
+            attended = attend(query, keys, values, mask, widths).transpose(1, 2).reshape(len(hidden), -1)
+            hidden = hidden + layer.output(attended)
             fed = layer.feed_norm(hidden)
             hidden = hidden + layer.down(layer.act(layer.gate(fed)).mul_(layer.up(fed)))
-        return self._norm(hidden)
+        rows, tokens = shape
+        return self._head(self._norm(hidden[torch.arange(rows, device=lasts.device) * tokens + lasts]))
+
+    def _angles(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """What rotates the heads of queries and keys, both ``(rows, tokens, heads, size)``; queries are scaled with it.
+
+        A head's halves are rotated into each other: the sine of the first has the other sign.
+        """
+        queries, keys = self._heads
+        scales = cos.new_full((queries + keys, 1), self._scale)
+        scales[queries:] = 1
+        one, other = sin.chunk(2, -1)
+        return cos.unsqueeze(2) * scales, torch.cat([-one, other], -1).unsqueeze(2) * scales
 
 
-def _attention(
-    number: int, layer: _Layer, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KeyValueRows
-) -> Tensor:
-    rows, tokens, _ = hidden.shape
-    shape = (rows, tokens, -1, layer.size)
-    query, key, value = layer.query(hidden).view(shape), layer.key(hidden).view(shape), layer.value(hidden).view(shape)
+def _heads(
+    layer: _Layer, hidden: Tensor, angles: tuple[Tensor, Tensor], shape: torch.Size
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value, each ``(rows, heads, tokens, size)``."""
+    places = (*shape, -1, layer.size)
+    query, key = layer.query(hidden).view(places), layer.key(hidden).view(places)
     if layer.query_norm is not None and layer.key_norm is not None:
         query, key = layer.query_norm(query), layer.key_norm(key)
-    heads = query.shape[2]
+    cos, sin = angles
     both = torch.cat([query, key], 2)  # rotated together
-    one, other = both.chunk(2, -1)
-    both = (both * cos + torch.cat([-other, one], -1) * sin).transpose(1, 2)
-    keys, values = cache.update(both[:, heads:], value.transpose(1, 2), number)
-    attended = _attend(both[:, :heads], keys, values, mask, layer.scale)
-    return layer.output(attended.transpose(1, 2).reshape(rows, tokens, -1))
-
-
-def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """``(rows, heads, tokens, size)``."""
-    groups = query.shape[1] // keys.shape[1]
-    if query.shape[2] == 1:  # the heads of a group see the same keys: as tokens, they read them once
-        together = query.reshape(len(query), keys.shape[1], groups, -1)
-        return F.scaled_dot_product_attention(together, keys, values, attn_mask=mask, scale=scale).reshape(query.shape)
-    if groups > 1 and not query.is_cpu:
-        keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
-        groups = 1
-    return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale, enable_gqa=groups > 1)
+    both = torch.addcmul(both * cos, both.roll(layer.size // 2, -1), sin).transpose(1, 2)
+    count = query.shape[2]
+    return both[:, :count], both[:, count:], layer.value(hidden).view(places).transpose(1, 2)
 
 
 def _linear(module: Any) -> _Map:
     """A plain layer without the way through its module; others (adapters) as they are."""
-    return partial(F.linear, weight=module.weight, bias=module.bias) if type(module) is nn.Linear else module
+    return partial(linear, weight=module.weight, bias=module.bias) if type(module) is nn.Linear else module
 
 
 def _norm(module: Any) -> _Map:
     # The shape is the input's: a policy whose weights are elsewhere for the moment (ZeRO-3) has empty ones.
-    return lambda hidden: F.rms_norm(hidden, hidden.shape[-1:], module.weight, module.variance_epsilon)
+    epsilon = torch.tensor(module.variance_epsilon, dtype=torch.float32)
+    return lambda hidden: rms_norm(hidden, module.weight, epsilon)

@@ -1,0 +1,111 @@
+"""Operations of a forward pass that generates, each in the form that is fastest for what is computed.
+
+They round differently from the usual forms and are equal to them otherwise. How much each gains is measured by
+``benchmarks/operations.py``.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name everybody knows it by
+from torch import Tensor
+
+# Matrix libraries for CPUs deal the weight's outputs to their threads only if there are many rows. For a few of them
+# the product of weight and rows, in this order, is up to twice as fast; for very few that holds for large weights only,
+# which no cache holds.
+_FEW_ROWS = range(16, 129)
+_VERY_FEW_ROWS = range(2, 16)
+LARGE_WEIGHT = 2**20
+_QUERIES = 256  # attended to at once: more see too many keys that are masked
+
+
+def linear(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``hidden · weightᵀ + bias``.
+
+    Args:
+        hidden: ``(rows, inputs)``.
+        weight: ``(outputs, inputs)``.
+        bias: ``(outputs,)``.
+
+    Returns:
+        ``(rows, outputs)``; of a few rows on a CPU it is a transposed view.
+    """
+    rows = len(hidden)
+    few = rows in _FEW_ROWS or (rows in _VERY_FEW_ROWS and weight.numel() >= LARGE_WEIGHT)
+    if not few or not hidden.is_cpu or hidden.dtype != torch.float32:
+        return F.linear(hidden, weight, bias)
+    columns = hidden.t()
+    return (torch.mm(weight, columns) if bias is None else torch.addmm(bias[:, None], weight, columns)).t()
+
+
+def rms_norm(hidden: Tensor, weight: Tensor, epsilon: Tensor) -> Tensor:
+    """``hidden`` over its root mean square, times ``weight``.
+
+    Args:
+        hidden: ``(…, width)``.
+        weight: ``(width,)``.
+        epsilon: added to the mean square, float32 of no dimension, on the CPU.
+    """
+    width = hidden.shape[-1]
+    if not hidden.is_cpu or hidden.dtype != torch.float32:
+        return F.rms_norm(hidden, (width,), weight, float(epsilon))
+    norm = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
+    root = torch.addcmul(epsilon, norm, norm, value=1 / width).sqrt_()
+    return torch.div(hidden, root).mul_(weight)
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, widths: list[int]) -> Tensor:
+    """What new tokens attend to in a cache.
+
+    Args:
+        query: scaled, ``(rows, heads, tokens, size)``.
+        keys: ``(rows, key-value heads, columns, size)``.
+        values: of the same shape.
+        mask: added to the scores, ``(rows, 1, tokens, columns)``.
+        widths: columns that matter, for each block of tokens (:func:`needed_widths`).
+
+    Returns:
+        ``(rows, heads, tokens, size)``.
+    """
+    rows, heads, tokens, size = query.shape
+    groups = heads // keys.shape[1]
+    if tokens == 1:  # the heads of a group see the same keys: as tokens, they read them once
+        together = query.reshape(rows, keys.shape[1], groups, size)
+        if not query.is_cpu:
+            found = F.scaled_dot_product_attention(together, keys, values, attn_mask=mask, scale=1.0)
+        else:  # two plain products: the kernel is made for many queries
+            scores = torch.matmul(together, keys.transpose(2, 3)).add_(mask)
+            found = torch.matmul(torch.softmax(scores, -1), values)
+        return found.reshape(query.shape)
+    if groups > 1 and not query.is_cpu:
+        keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
+        groups = 1
+    blocks = []
+    for number, width in enumerate(widths):
+        part = slice(number * _QUERIES, (number + 1) * _QUERIES) if len(widths) > 1 else slice(None)
+        blocks.append(
+            F.scaled_dot_product_attention(
+                query[:, :, part],
+                keys[:, :, :width],
+                values[:, :, :width],
+                attn_mask=mask[:, :, part, :width],
+                scale=1.0,
+                enable_gqa=groups > 1,
+            )
+        )
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, 2)
+
+
+def needed_widths(positions: Tensor, columns: int) -> list[int]:
+    """How many of the cache's columns each block of new tokens can see.
+
+    Args:
+        positions: of the tokens, ``(rows, tokens)``.
+        columns: of the cache that are looked at.
+
+    Returns:
+        One number for each block of tokens; on a GPU, where asking would cost more than it saves, a single block.
+    """
+    if not positions.is_cpu or positions.shape[1] <= _QUERIES:
+        return [columns]
+    return [min(columns, int(block.max()) + 1) for block in torch.split(positions, _QUERIES, 1)]
