@@ -67,7 +67,7 @@ class Size:
     max_tokens: int = 2048
     prompts: int = 48
     head: tuple[int, int, int] = (4096, 151936, 896)
-    iterations: int = 9
+    iterations: int = 10
     changes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -177,37 +177,43 @@ def memory(size: Size) -> dict[str, Any]:
 
 
 def iteration(size: Size) -> dict[str, Any]:
-    """Seconds of an iteration by part, SPEAR and Dr.BoT in turn, for two layouts."""
+    """Seconds of an iteration by part, SPEAR and Dr.BoT in turn, with two ways to replay."""
     parts = ("rollout_generation", "rollout_environment", "rollout_other", "update")
-    result: dict[str, Any] = {}
+    replay = "data.replay.init_args"
+    recipes: dict[str, tuple[str, dict[str, Any]]] = {
+        "Dr.BoT": ("drbot", {}),
+        "SPEAR, drained": (
+            "spear-drbot",
+            # Once as many wins are there as half of an iteration's episodes, all of them are replayed, once.
+            {f"{replay}.capacity": 64, f"{replay}.schedule": {"class_path": "Drain", "init_args": {"ready": 1.0}}},
+        ),
+        "SPEAR, mixed": ("spear-drbot", {}),
+    }
+    seconds: dict[str, list[dict[str, float]]] = {name: [] for name in recipes}
+    used: dict[str, list[float]] = {name: [] for name in recipes}
     with tempfile.TemporaryDirectory() as folder:
-        for layout in ("padded", "shared"):
-            seconds: dict[str, list[dict[str, float]]] = {"drbot": [], "spear-drbot": []}
-            used: list[float] = []
-            for number in range(size.rounds):
-                played = []
-                for arm, medians in seconds.items():
-                    place = Path(folder) / f"{layout}-{arm}-{number}"
-                    changes = {**size.changes, "model.policy.init_args.layout": layout}
-                    rows = iterations.run(arm, size.iterations, place, changes)[3:]
-                    medians.append({part: statistics.median(row[f"time/{part}"] for row in rows) for part in parts})
-                    played.append([row["rollout/success"] for row in rows])
-                    used += [row["replay/used"] for row in rows if "replay/used" in row]
-                if played[0] != played[1]:
-                    raise RuntimeError("the two recipes have not played the same episodes")
-            totals = {arm: [sum(one.values()) for one in medians] for arm, medians in seconds.items()}
-            quotients = [ours / theirs for ours, theirs in zip(totals["spear-drbot"], totals["drbot"], strict=True)]
-            result[layout] = {
-                "seconds": {arm: _medians(medians) for arm, medians in seconds.items()},
-                "replayed episodes": statistics.mean(used) if used else 0.0,
-                "ratio": spread(quotients),
-            }
-            print(f"iteration, {layout}: SPEAR takes {_text(result[layout]['ratio'])} of Dr.BoT", flush=True)
+        for number in range(size.rounds):
+            played = []
+            for name, (arm, changes) in recipes.items():
+                place = Path(folder) / f"{number}-{len(played)}"
+                rows = iterations.run(arm, size.iterations, place, {**size.changes, **changes})[3:]
+                # Means: a buffer that is drained costs nothing in most iterations.
+                seconds[name].append({part: statistics.mean(row[f"time/{part}"] for row in rows) for part in parts})
+                played.append([row["rollout/success"] for row in rows])
+                used[name] += [row.get("replay/used", 0.0) for row in rows]
+            if any(successes != played[0] for successes in played):
+                raise RuntimeError("the recipes have not played the same episodes")
+    totals = {name: [sum(one.values()) for one in means] for name, means in seconds.items()}
+    result: dict[str, Any] = {}
+    for name, means in seconds.items():
+        quotients = [ours / theirs for ours, theirs in zip(totals[name], totals["Dr.BoT"], strict=True)]
+        result[name] = {
+            "seconds": {part: statistics.median(one[part] for one in means) for part in parts},
+            "replayed episodes": statistics.mean(used[name]),
+            "ratio": spread(quotients),
+        }
+        print(f"iteration, {name}: {_text(result[name]['ratio'])} of Dr.BoT", flush=True)
     return result
-
-
-def _medians(found: list[dict[str, float]]) -> dict[str, float]:
-    return {part: statistics.median(one[part] for one in found) for part in found[0]}
 
 
 def _row(prompt: np.ndarray, response: np.ndarray) -> Row:

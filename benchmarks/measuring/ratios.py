@@ -49,6 +49,24 @@ def compare(
     return result
 
 
+def timed(sides: Mapping[str, Callable[[], Any]], repeats: int, *, warm: int) -> dict[str, list[float]]:
+    """Seconds of every side, run in turns.
+
+    Args:
+        sides: what is measured.
+        repeats: measured runs of each.
+        warm: runs of each that are not measured.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(-warm, repeats):
+        for name, side in sides.items():
+            started = time.perf_counter()
+            side()
+            if turn >= 0:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
 def spread(values: list[float]) -> dict[str, float]:
     """Median, least and largest of some values."""
     return {

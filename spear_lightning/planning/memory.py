@@ -27,7 +27,7 @@ REPLAY_TOKEN = 4 + 4
 each other is stored once (:mod:`spear_lightning.rollout.storage`, measured by ``benchmarks/storage.py``)."""
 
 PREFILL_TOKENS = 16_384
-"""Tokens that the engine feeds at once at most (:func:`spear_lightning.engines.batches.similar_lengths`)."""
+"""Tokens that the engine feeds at once at most; on a CPU fewer (:mod:`spear_lightning.engines.forward`)."""
 
 _FLOAT32 = 4
 
