@@ -22,7 +22,7 @@ from measuring.ratios import machine, spread, timed
 from spear_lightning.engines.forward import CachedForward
 from spear_lightning.engines.generation_mode import generation_mode
 from spear_lightning.engines.key_values import KeyValueRows
-from spear_lightning.engines.operations import attend, linear
+from spear_lightning.engines.operations import Attention, linear
 from spear_lightning.policy import Policy
 
 ROWS = 32
@@ -43,13 +43,14 @@ def parts(policy: Policy, columns: int) -> dict[str, Callable[[], Any]]:
     heads, groups = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
     size = config.hidden_size // config.num_attention_heads
     layers = [torch.randn(2, ROWS, heads, columns + 64, size)[:, :, :, :columns] for _ in policy.causal_lm.model.layers]
-    query, mask = torch.randn(ROWS, heads * groups, 1, size), torch.zeros(ROWS, 1, 1, columns)
+    query, positions = torch.randn(ROWS, 1, heads * groups, size), torch.full((ROWS, 1), columns - 1)
+    attend = Attention(torch.zeros(ROWS, 1, 1, columns), positions, heads, size**-0.5)
     weights = [module.weight for module in policy.causal_lm.modules() if isinstance(module, torch.nn.Linear)]
     rows = {width: torch.randn(ROWS, width) for width in {weight.shape[1] for weight in weights}}
     forward = CachedForward(policy)
     return {
         "step": step(forward, ROWS, columns),
-        "attention": lambda: [attend(query, keys, values, mask, [columns]) for keys, values in layers],
+        "attention": lambda: [attend(query, keys, values) for keys, values in layers],
         "matrix products": lambda: [linear(rows[weight.shape[1]], weight) for weight in weights],
         "reading keys and values": lambda: [layer.sum() for layer in layers],
         "calling": step(forward, 1, 1),

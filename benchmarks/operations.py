@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from measuring.ratios import compare, machine
 
-from spear_lightning.engines.operations import attend, linear, needed_widths, rms_norm
+from spear_lightning.engines.operations import Attention, linear, rms_norm
 
 Side = Callable[[], Any]
 
@@ -37,21 +37,22 @@ def norms(rows: int, width: int) -> tuple[Side, Side]:
 
 def attention(rows: int, heads: int, groups: int, size: int, tokens: int, columns: int) -> tuple[Side, Side]:
     """New tokens that attend to a cache of several layers, which come one after the other."""
-    query = torch.randn(rows, heads * groups, tokens, size) * size**-0.5
+    query, scale = torch.randn(rows, tokens, heads * groups, size), size**-0.5
     layers = [torch.randn(2, rows, heads, columns, size) for _ in range(4)]
     positions = torch.arange(columns - tokens, columns).expand(rows, tokens)
     hidden = torch.arange(columns) > positions[:, None, :, None]
     mask = torch.zeros(hidden.shape).masked_fill_(hidden, torch.finfo(torch.float32).min)
-    widths = needed_widths(positions, columns)
+    attend = Attention(mask, positions, heads, scale)
 
     def usual(keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         if tokens == 1:
             together = query.reshape(rows, heads, groups, size)
-            return F.scaled_dot_product_attention(together, keys, values, attn_mask=mask, scale=1.0)
-        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=1.0, enable_gqa=groups > 1)
+            return F.scaled_dot_product_attention(together, keys, values, attn_mask=mask, scale=scale)
+        grouped = {"scale": scale, "enable_gqa": groups > 1}
+        return F.scaled_dot_product_attention(query.transpose(1, 2), keys, values, attn_mask=mask, **grouped)
 
     return (
-        lambda: [attend(query, keys, values, mask, widths) for keys, values in layers],
+        lambda: [attend(query, keys, values) for keys, values in layers],
         lambda: [usual(keys, values) for keys, values in layers],
     )
 

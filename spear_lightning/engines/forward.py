@@ -24,7 +24,7 @@ class CachedForward:
     """The policy's model, fed with what is new in each row.
 
     Args:
-        policy: to compute with; referred to, not copied.
+        policy: to compute with; referred to. Small weights may be copied (:meth:`refresh`).
 
     Raises:
         ValueError: the model's architecture keeps no ordinary keys and values (recurrent models, ALiBi).
@@ -40,6 +40,11 @@ class CachedForward:
     def device(self) -> torch.device:
         """Where it computes."""
         return self._weight.device
+
+    def refresh(self) -> None:
+        """Take over the weights as they are now."""
+        if self._llama is not None:
+            self._llama.refresh()
 
     def token_bytes(self) -> int:
         """Bytes that the keys and values of a token take, found by feeding one."""
@@ -107,7 +112,7 @@ class CachedForward:
         width: int,
     ) -> Tensor:
         cache.open(rows, columns, width)
-        mask = self._masks(columns, width, self.policy.causal_lm.dtype)
+        mask = self._masks(columns, width, self._weight.dtype)
         if self._llama is not None:
             assert isinstance(mask, Tensor)
             return self._llama(ids, lasts, positions, mask, cache)

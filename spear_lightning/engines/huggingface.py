@@ -115,6 +115,8 @@ class HuggingFaceEngine(RolloutEngine):
                 with generation_mode(policy):
                     self._token_bytes = self._model.token_bytes()
                 self._capacity = int(self.cache_gib * 2**30) // self._token_bytes
+        else:
+            self._model.refresh()
         self._version = version
         self._weights = tuple(policy.parameters())
         self._weights_state = self._state_of_weights()

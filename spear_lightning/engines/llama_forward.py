@@ -2,7 +2,7 @@
 
 Generating with a small model, most of the time goes into calling many small operations. The models' own code is made
 for every use; this one generates only, and needs about half as many. It uses the model's own modules and weights:
-adapters stay at work, and nothing is copied.
+adapters stay at work, and no more is copied than small weights (:mod:`spear_lightning.engines.fused_linear`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows it by
 from torch import Tensor, nn
 
+from spear_lightning.engines.fused_linear import FusedLinear
 from spear_lightning.engines.key_values import KeyValueRows
-from spear_lightning.engines.operations import LARGE_WEIGHT, attend, linear, needed_widths, rms_norm
+from spear_lightning.engines.operations import LARGE_WEIGHT, Attention, linear, rms_norm
+from spear_lightning.engines.rotations import Rotations, rotate
 from spear_lightning.policy import Policy
 
 _LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
@@ -30,18 +32,14 @@ class _Layer:
     """What a layer consists of; looked up once, because it is called for every token."""
 
     norm: _Map
-    query: _Map
-    key: _Map
-    value: _Map
+    inputs: FusedLinear
     query_norm: _Map | None
     key_norm: _Map | None
     output: _Map
     feed_norm: _Map
-    gate: _Map
-    up: _Map
+    gated: FusedLinear
     act: _Map
     down: _Map
-    size: int
 
     @classmethod
     def of(cls, layer: Any) -> _Layer:
@@ -49,18 +47,14 @@ class _Layer:
         separate = hasattr(attention, "q_norm")
         return cls(
             norm=_norm(layer.input_layernorm),
-            query=_linear(attention.q_proj),
-            key=_linear(attention.k_proj),
-            value=_linear(attention.v_proj),
+            inputs=FusedLinear(attention.q_proj, attention.k_proj, attention.v_proj),
             query_norm=_norm(attention.q_norm) if separate else None,
             key_norm=_norm(attention.k_norm) if separate else None,
             output=_linear(attention.o_proj),
             feed_norm=_norm(layer.post_attention_layernorm),
-            gate=_linear(mlp.gate_proj),
-            up=_linear(mlp.up_proj),
-            act=mlp.act_fn,
+            gated=FusedLinear(mlp.gate_proj, mlp.up_proj),
+            act=F.silu if isinstance(mlp.act_fn, nn.SiLU) else mlp.act_fn,
             down=_linear(mlp.down_proj),
-            size=attention.head_dim,
         )
 
 
@@ -73,13 +67,19 @@ class LlamaForward:
 
     def __init__(self, policy: Policy) -> None:
         model, head = policy.causal_lm.base_model, policy.causal_lm.get_output_embeddings()
-        self._embed, self._rotary, self._norm = model.embed_tokens, model.rotary_emb, _norm(model.norm)
+        self._embed, self._rotations, self._norm = model.embed_tokens, Rotations(model.rotary_emb), _norm(model.norm)
         self._layers = [_Layer.of(layer) for layer in model.layers]
-        first = model.layers[0].self_attn
-        self._scale, self._heads = first.scaling, (model.config.num_attention_heads, model.config.num_key_value_heads)
+        self._scale, self._size = model.layers[0].self_attn.scaling, model.layers[0].self_attn.head_dim
+        self._heads, self._key_heads = model.config.num_attention_heads, model.config.num_key_value_heads
         # A token is drawn from whole rows, which a small product had better give right away.
         product = linear if head.weight.numel() >= LARGE_WEIGHT else F.linear
         self._head = partial(product, weight=head.weight, bias=head.bias)
+
+    def refresh(self) -> None:
+        """Take over weights that are copied."""
+        for layer in self._layers:
+            layer.inputs.refresh()
+            layer.gated.refresh()
 
     @staticmethod
     def fits(policy: Policy) -> bool:
@@ -107,50 +107,39 @@ class LlamaForward:
             mask: added to the scores, ``(rows, 1, tokens, columns)``.
             cache: opened for these tokens.
         """
-        hidden = self._embed(ids)
-        angles = self._angles(*self._rotary(hidden, positions))
-        hidden, shape = hidden.flatten(0, 1), ids.shape
-        widths = needed_widths(positions, mask.shape[-1])
+        shape = ids.shape
+        hidden = self._embed(ids.flatten())
+        angles = self._rotations(hidden, positions, mask.shape[-1])
+        attend = Attention(mask, positions, self._key_heads, self._scale)
         for number, layer in enumerate(self._layers):
-            query, key, value = _heads(layer, layer.norm(hidden), angles, shape)
-            keys, values = cache.update(key, value, number)
-            attended = attend(query, keys, values, mask, widths).transpose(1, 2).reshape(len(hidden), -1)
-            hidden = hidden + layer.output(attended)
+            inputs = layer.inputs.together(layer.norm(hidden)).view(*shape, -1, self._size)
+            query, key, value = self._rotated(layer, inputs, *angles)
+            keys, values = cache.update(key.transpose(1, 2), value.transpose(1, 2), number)
+            hidden = hidden + layer.output(attend(query, keys, values))
             fed = layer.feed_norm(hidden)
-            hidden = hidden + layer.down(layer.act(layer.gate(fed)).mul_(layer.up(fed)))
+            gate, up = layer.gated.apart(fed)
+            hidden = hidden + layer.down(layer.act(gate).mul_(up))
         rows, tokens = shape
-        return self._head(self._norm(hidden[torch.arange(rows, device=lasts.device) * tokens + lasts]))
+        if tokens > 1:
+            hidden = hidden[torch.arange(rows, device=lasts.device) * tokens + lasts]
+        return self._head(self._norm(hidden))
 
-    def _angles(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """What rotates the heads of queries and keys, both ``(rows, tokens, heads, size)``; queries are scaled with it.
-
-        A head's halves are rotated into each other: the sine of the first has the other sign.
-        """
-        queries, keys = self._heads
-        scales = cos.new_full((queries + keys, 1), self._scale)
-        scales[queries:] = 1
-        one, other = sin.chunk(2, -1)
-        return cos.unsqueeze(2) * scales, torch.cat([-one, other], -1).unsqueeze(2) * scales
-
-
-def _heads(
-    layer: _Layer, hidden: Tensor, angles: tuple[Tensor, Tensor], shape: torch.Size
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key and value, each ``(rows, heads, tokens, size)``."""
-    places = (*shape, -1, layer.size)
-    query, key = layer.query(hidden).view(places), layer.key(hidden).view(places)
-    if layer.query_norm is not None and layer.key_norm is not None:
-        query, key = layer.query_norm(query), layer.key_norm(key)
-    cos, sin = angles
-    both = torch.cat([query, key], 2)  # rotated together
-    both = torch.addcmul(both * cos, both.roll(layer.size // 2, -1), sin).transpose(1, 2)
-    count = query.shape[2]
-    return both[:, :count], both[:, count:], layer.value(hidden).view(places).transpose(1, 2)
+    def _rotated(self, layer: _Layer, inputs: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value, of ``inputs`` that has the heads of all three, ``(rows, tokens, heads, size)``."""
+        heads, both = self._heads, self._heads + self._key_heads
+        turned = inputs[:, :, :both]
+        if layer.query_norm is not None and layer.key_norm is not None:
+            turned = torch.cat([layer.query_norm(turned[:, :, :heads]), layer.key_norm(turned[:, :, heads:])], 2)
+        turned = rotate(turned, cos, sin)
+        return turned[:, :, :heads], turned[:, :, heads:], inputs[:, :, both:]
 
 
 def _linear(module: Any) -> _Map:
     """A plain layer without the way through its module; others (adapters) as they are."""
-    return partial(linear, weight=module.weight, bias=module.bias) if type(module) is nn.Linear else module
+    if type(module) is not nn.Linear:
+        return module  # type: ignore[no-any-return]
+    weight, bias = module.weight, module.bias
+    return lambda hidden: linear(hidden, weight, bias)
 
 
 def _norm(module: Any) -> _Map:

@@ -32,6 +32,7 @@ class AttentionMasks:
         else:
             self._single = set(types) == {"full_attention"}
         self._limits: dict[str, tuple[str, int]] = {}
+        self._values = torch.zeros(()), torch.tensor(torch.finfo(torch.float32).min)
         known = {
             "full_attention": ("full", 0),
             "sliding_attention": ("window", window or 0),
@@ -65,9 +66,15 @@ class AttentionMasks:
                 mask &= keys > queries - limit
             elif kind == "chunk":
                 mask &= keys // limit == queries // limit
-            added = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
-            masks[name] = added.masked_fill_(~mask, torch.finfo(dtype).min)
+            masks[name] = torch.where(mask, *self._added(dtype, mask.device))
         return next(iter(masks.values())) if self._single else masks
+
+    def _added(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+        """To the score of a token that is attended to, and of one that is not."""
+        if self._values[0].dtype != dtype or self._values[0].device != device:
+            zero = torch.zeros((), dtype=dtype, device=device)
+            self._values = zero, torch.full_like(zero, torch.finfo(dtype).min)
+        return self._values
 
 
 def masks_of(policy: Policy) -> AttentionMasks:

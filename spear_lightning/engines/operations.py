@@ -30,7 +30,7 @@ def linear(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     Returns:
         ``(rows, outputs)``; of a few rows on a CPU it is a transposed view.
     """
-    rows = len(hidden)
+    rows = hidden.shape[0]
     few = rows in _FEW_ROWS or (rows in _VERY_FEW_ROWS and weight.numel() >= LARGE_WEIGHT)
     if not few or not hidden.is_cpu or hidden.dtype != torch.float32:
         return F.linear(hidden, weight, bias)
@@ -54,46 +54,69 @@ def rms_norm(hidden: Tensor, weight: Tensor, epsilon: Tensor) -> Tensor:
     return torch.div(hidden, root).mul_(weight)
 
 
-def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, widths: list[int]) -> Tensor:
-    """What new tokens attend to in a cache.
+class Attention:
+    """How the new tokens of a forward pass attend to a cache; made once, called for every layer.
 
     Args:
-        query: scaled, ``(rows, heads, tokens, size)``.
-        keys: ``(rows, key-value heads, columns, size)``.
-        values: of the same shape.
         mask: added to the scores, ``(rows, 1, tokens, columns)``.
-        widths: columns that matter, for each block of tokens (:func:`needed_widths`).
-
-    Returns:
-        ``(rows, heads, tokens, size)``.
+        positions: of the tokens, ``(rows, tokens)``.
+        heads: of keys and values.
+        scale: of the scores.
     """
-    rows, heads, tokens, size = query.shape
-    groups = heads // keys.shape[1]
-    if tokens == 1:  # the heads of a group see the same keys: as tokens, they read them once
-        together = query.reshape(rows, keys.shape[1], groups, size)
-        if not query.is_cpu:
-            found = F.scaled_dot_product_attention(together, keys, values, attn_mask=mask, scale=1.0)
+
+    __slots__ = ("_mask", "_products", "_scale", "_widths")
+
+    def __init__(self, mask: Tensor, positions: Tensor, heads: int, scale: float) -> None:
+        rows, _, tokens, columns = mask.shape
+        self._products = tokens == 1 and mask.is_cpu
+        if self._products:
+            mask = mask.expand(rows, heads, 1, columns).reshape(rows * heads, 1, columns)
+        self._mask, self._scale, self._widths = mask, scale, needed_widths(positions, columns)
+
+    def __call__(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """What the tokens find.
+
+        Args:
+            query: ``(rows, tokens, heads, size)``.
+            keys: ``(rows, key-value heads, columns, size)``.
+            values: of the same shape.
+
+        Returns:
+            The heads side by side, ``(rows · tokens, heads · size)``.
+        """
+        rows, tokens, heads, size = query.shape
+        groups = heads // keys.shape[1]
+        if tokens > 1:
+            return self._many(query.transpose(1, 2), keys, values, groups).transpose(1, 2).reshape(rows * tokens, -1)
+        # The heads of a group see the same keys: as tokens, they read them once.
+        if not self._products:
+            together = query.reshape(rows, heads // groups, groups, size)
+            found = F.scaled_dot_product_attention(together, keys, values, attn_mask=self._mask, scale=self._scale)
         else:  # two plain products: the kernel is made for many queries
-            scores = torch.matmul(together, keys.transpose(2, 3)).add_(mask)
-            found = torch.matmul(torch.softmax(scores, -1), values)
-        return found.reshape(query.shape)
-    if groups > 1 and not query.is_cpu:
-        keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
-        groups = 1
-    blocks = []
-    for number, width in enumerate(widths):
-        part = slice(number * _QUERIES, (number + 1) * _QUERIES) if len(widths) > 1 else slice(None)
-        blocks.append(
-            F.scaled_dot_product_attention(
-                query[:, :, part],
-                keys[:, :, :width],
-                values[:, :, :width],
-                attn_mask=mask[:, :, part, :width],
-                scale=1.0,
-                enable_gqa=groups > 1,
+            together = query.reshape(-1, groups, size)
+            scores = torch.baddbmm(self._mask, together, keys.flatten(0, 1).transpose(1, 2), alpha=self._scale)
+            found = torch.bmm(torch.softmax(scores, -1), values.flatten(0, 1))
+        return found.reshape(rows, -1)
+
+    def _many(self, query: Tensor, keys: Tensor, values: Tensor, groups: int) -> Tensor:
+        """The tokens in blocks, each of which looks at the columns that it can see."""
+        if groups > 1 and not query.is_cpu:
+            keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
+            groups = 1
+        blocks = []
+        for number, width in enumerate(self._widths):
+            part = slice(number * _QUERIES, (number + 1) * _QUERIES) if len(self._widths) > 1 else slice(None)
+            blocks.append(
+                F.scaled_dot_product_attention(
+                    query[:, :, part],
+                    keys[:, :, :width],
+                    values[:, :, :width],
+                    attn_mask=self._mask[:, :, part, :width],
+                    scale=self._scale,
+                    enable_gqa=groups > 1,
+                )
             )
-        )
-    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, 2)
+        return blocks[0] if len(blocks) == 1 else torch.cat(blocks, 2)
 
 
 def needed_widths(positions: Tensor, columns: int) -> list[int]:

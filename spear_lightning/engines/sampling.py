@@ -50,6 +50,7 @@ class TokenSampler:
         self._top_p = torch.tensor([s.top_p for s in settings], dtype=torch.float64, device=device)[:, None]
         self._top_k = torch.tensor([s.top_k for s in settings], device=device)[:, None]
         self._any_greedy = any(s.temperature == 0 for s in settings)
+        self._any_tempered = any(s.temperature not in (0, 1) for s in settings)
         self._any_truncated = any(s.top_p < 1 or s.top_k > 0 for s in settings)
 
     def select(self, rows: Tensor) -> None:
@@ -65,6 +66,7 @@ class TokenSampler:
         for name in _ROWS:
             setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
         self._any_greedy |= other._any_greedy
+        self._any_tempered |= other._any_tempered
         self._any_truncated |= other._any_truncated
 
     def draw(self, logits: Tensor, steps: Tensor) -> Draw:
@@ -75,16 +77,16 @@ class TokenSampler:
             steps: number of tokens that have been drawn of each response, int64 ``(rows,)``. One that is over is drawn
                 again, to no use.
         """
-        logp = torch.log_softmax(logits.float() / self._temperatures, dim=-1)
-        probabilities = logp.exp()
+        logits = logits.float()
+        logp = torch.log_softmax(logits / self._temperatures if self._any_tempered else logits, dim=-1)
+        weights = logp.exp()
         # -inf · 0 of tokens that are ruled out counts as 0.
-        entropies = -(probabilities * logp.clamp(min=-1e30)).sum(-1)
-        weights = probabilities.double()
+        entropies = -torch.linalg.vecdot(weights, logp.clamp(min=-1e30))
         if self._any_truncated:
-            weights = self._truncated(weights)
+            weights = self._truncated(weights.double())
         # Rounding must not carry a number past the last token with weight, nor onto one without: look for the first
         # cumulative weight *above* a number that is below the total.
-        cumulative = weights.cumsum(-1)
+        cumulative = weights.cumsum(-1, dtype=torch.float64)
         total = cumulative[:, -1:]
         numbers = self._numbers.gather(1, steps.clamp(max=self._numbers.shape[1] - 1)[:, None])
         wanted = torch.minimum(numbers * total, torch.nextafter(total, torch.zeros_like(total)))

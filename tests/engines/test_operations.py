@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from spear_lightning.engines import operations
-from spear_lightning.engines.operations import attend, linear, needed_widths, rms_norm
+from spear_lightning.engines.operations import Attention, linear, needed_widths, rms_norm
 
 
 def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -42,17 +42,17 @@ def test_rms_norm(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("groups", [1, 3])
 def test_attention_to_a_cache(tokens: int, groups: int) -> None:
     rows, heads, size, columns = 3, 2, 8, 420
-    query = numbers(rows, heads * groups, tokens, size)
+    query = numbers(rows, tokens, heads * groups, size)
     cache = numbers(2, rows, heads, columns + 50, size, seed=1)
     cache[:, :, :, columns:] = torch.nan  # what stands beyond is never looked at
     keys, values = cache[:, :, :, :columns]
     positions = torch.tensor([[columns - tokens], [20], [0]]) + torch.arange(tokens)
     seen = torch.arange(columns) <= positions[:, None, :, None]
     mask = torch.zeros(seen.shape).masked_fill_(~seen, torch.finfo(torch.float32).min)
-    found = attend(query, keys, values, mask, needed_widths(positions, columns))
+    found = Attention(mask, positions, heads, scale=0.5)(query, keys, values)
     repeated = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
-    expected = F.scaled_dot_product_attention(query, *repeated, attn_mask=seen, scale=1.0)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    expected = F.scaled_dot_product_attention(query.transpose(1, 2), *repeated, attn_mask=seen, scale=0.5)
+    torch.testing.assert_close(found, expected.transpose(1, 2).reshape(rows * tokens, -1), rtol=0, atol=1e-5)
 
 
 def test_blocks_of_tokens_look_at_what_they_can_see() -> None:
