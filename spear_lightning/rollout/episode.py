@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -141,22 +142,40 @@ def rows_of(
         ``(first turn, row)`` pairs: one per turn with at least one generated token in ``stepwise`` context, one for
         the whole episode in ``conversation`` context.
     """
-    pieces = []
-    for number, turn in enumerate(episode.turns):
-        prompt, response = len(turn.prompt_ids), len(turn.response_ids)
-        zeros = np.zeros(prompt, dtype=np.float32)
-        pieces.append(
-            Row(
-                ids=np.concatenate([turn.prompt_ids, turn.response_ids]).astype(np.int32),
-                mask=np.concatenate([np.zeros(prompt, bool), np.full(response, bool(keep[number]))]),
-                logps=np.concatenate([zeros, turn.logps]).astype(np.float32),
-                advantages=np.concatenate([zeros, np.full(response, advantages[number], np.float32)]),
-                turns=np.concatenate([np.full(prompt, -1, np.int16), np.full(response, number, np.int16)]),
-            )
-        )
+    numbers = range(len(episode.turns))
     if episode.context == "stepwise":
-        return [(number, row) for number, row in enumerate(pieces) if (row.turns >= 0).any()]
-    if not pieces:
-        return []
-    joined = Row(*(np.concatenate([getattr(piece, name) for piece in pieces]) for name in Row.__slots__))
-    return [(0, joined)]
+        return [
+            (number, _row(episode.turns, [number], advantages, keep))
+            for number in numbers
+            if len(episode.turns[number].response_ids)
+        ]
+    return [(0, _row(episode.turns, numbers, advantages, keep))] if episode.turns else []
+
+
+def _row(
+    turns: Sequence[Turn],
+    numbers: Sequence[int],
+    advantages: npt.NDArray[np.floating],
+    keep: npt.NDArray[np.bool_],
+) -> Row:
+    """The turns of these numbers, end to end."""
+    tokens = sum(len(turns[number].prompt_ids) + len(turns[number].response_ids) for number in numbers)
+    row = Row(
+        ids=np.empty(tokens, np.int32),
+        mask=np.zeros(tokens, bool),
+        logps=np.zeros(tokens, np.float32),
+        advantages=np.zeros(tokens, np.float32),
+        turns=np.full(tokens, -1, np.int16),
+    )
+    end = 0
+    for number in numbers:
+        turn = turns[number]
+        start = end + len(turn.prompt_ids)
+        row.ids[end:start] = turn.prompt_ids
+        end = start + len(turn.response_ids)
+        row.ids[start:end] = turn.response_ids
+        row.mask[start:end] = keep[number]
+        row.logps[start:end] = turn.logps
+        row.advantages[start:end] = advantages[number]
+        row.turns[start:end] = number
+    return row

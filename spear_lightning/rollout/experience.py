@@ -31,11 +31,16 @@ def admissible_entries(scored: Iterable[ScoredEpisode], has_tools: bool = True) 
             advantage=row.advantage,
             iteration=item.episode.iteration,
         )
-        for item, key, row in _rows(scored)
-        if row.mask.any() and row.advantage > 0 and (item.episode.tool_calls > 0 or not has_tools)
+        for item, key, row in _rows(item for item in scored if _may_be_admitted(item, has_tools))
+        if row.mask.any() and row.advantage > 0
     ]
     store.complete()
     return entries
+
+
+def _may_be_admitted(item: ScoredEpisode, has_tools: bool) -> bool:
+    """Whether a row of the episode could be admitted; most could not, and need not be made."""
+    return bool((item.advantages[item.keep] > 0).any()) and (item.episode.tool_calls > 0 or not has_tools)
 
 
 def recalibrated(drawn: Sequence[Drawn]) -> dict[str, Row]:
