@@ -34,7 +34,7 @@ def step(forward: CachedForward, rows: int, columns: int) -> Callable[[], Any]:
     cache.reserve(rows, columns + 64)
     ids, lasts = torch.full((rows, 1), 5), torch.zeros(rows, dtype=torch.long)
     places = torch.full((rows, 1), columns - 1)
-    return lambda: forward._forward(cache, ids, lasts, slice(0, rows), places, places, columns)
+    return lambda: forward.feed(cache, ids, lasts, slice(0, rows), places, places, columns)
 
 
 def parts(policy: Policy, columns: int) -> dict[str, Callable[[], Any]]:

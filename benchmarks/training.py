@@ -177,8 +177,8 @@ def memory(size: Size) -> dict[str, Any]:
 
 
 def iteration(size: Size) -> dict[str, Any]:
-    """Seconds of an iteration by part, SPEAR and Dr.BoT in turn, with two ways to replay."""
-    parts = ("rollout_generation", "rollout_environment", "rollout_other", "update")
+    """Seconds of whole iterations and of their parts, SPEAR and Dr.BoT in turn, with two ways to replay."""
+    parts = ("iteration", "rollout_generation", "rollout_environment", "rollout_other", "update")
     replay = "data.replay.init_args"
     recipes: dict[str, tuple[str, dict[str, Any]]] = {
         "Dr.BoT": ("drbot", {}),
@@ -203,7 +203,7 @@ def iteration(size: Size) -> dict[str, Any]:
                 used[name] += [row.get("replay/used", 0.0) for row in rows]
             if any(successes != played[0] for successes in played):
                 raise RuntimeError("the recipes have not played the same episodes")
-    totals = {name: [sum(one.values()) for one in means] for name, means in seconds.items()}
+    totals = {name: [one["iteration"] for one in means] for name, means in seconds.items()}
     result: dict[str, Any] = {}
     for name, means in seconds.items():
         quotients = [ours / theirs for ours, theirs in zip(totals[name], totals["Dr.BoT"], strict=True)]

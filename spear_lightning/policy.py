@@ -206,21 +206,10 @@ class Policy(nn.Module):
         rows = torch.arange(len(last), device=last.device)
         if self.chunked:
             hidden = self.causal_lm.base_model(input_ids=input_ids, **inputs).last_hidden_state
-            return self.logits(hidden[rows, last])
+            logits: Tensor = self._head(hidden[rows, last])
+            return logits
         columns, index = torch.unique(last, return_inverse=True)
         return self._own_logits(input_ids, columns, inputs)[rows, index]
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits at temperature 1 of the hidden states after the model's last norm, where the head is :attr:`chunked`.
-
-        Args:
-            hidden: ``(…, width)``.
-
-        Returns:
-            ``(…, vocabulary)``, in the model's precision.
-        """
-        logits: Tensor = self._head(hidden)
-        return logits
 
     def save_pretrained(self, folder: str | Path, *, merge_lora: bool = False) -> None:
         """Write a Hugging Face folder with the model and its tokenizer.

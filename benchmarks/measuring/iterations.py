@@ -19,6 +19,7 @@ SAME_ROLLOUTS: dict[str, Any] = {
     "trainer.num_sanity_val_steps": 0,
     "trainer.check_val_every_n_epoch": 1000,
     "trainer.logger": None,
+    "trainer.callbacks+": "spear_lightning.callbacks.ThroughputMonitor",  # logs whole iterations
 }
 
 

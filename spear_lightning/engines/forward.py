@@ -15,9 +15,11 @@ from spear_lightning.engines.llama_forward import LlamaForward
 from spear_lightning.engines.masks import AttentionMasks, masks_of
 from spear_lightning.policy import Policy
 
-# Most tokens of a pass over prompts. On a CPU few enough for its caches to hold what lies between two operations.
-_PASS_TOKENS = {"cpu": 2048}
-_MANY_TOKENS = 16_384
+PREFILL_TOKENS = 16_384
+"""Tokens of a pass over prompts at most."""
+
+# On a CPU few enough for its caches to hold what lies between two operations.
+_PREFILL_TOKENS_ON = {"cpu": 2048}
 
 
 class CachedForward:
@@ -51,7 +53,7 @@ class CachedForward:
         cache = KeyValueRows()
         cache.reserve(1, 1)
         zero = torch.zeros(1, 1, dtype=torch.long, device=self.device)
-        self._forward(cache, zero, zero[0], slice(0, 1), zero, zero, 1)
+        self.feed(cache, zero, zero[0], slice(0, 1), zero, zero, 1)
         return cache.token_bytes
 
     def prefill(self, cache: KeyValueRows, jobs: Sequence[Job]) -> Tensor:
@@ -64,7 +66,7 @@ class CachedForward:
         device = self.device
         new = [len(job.prompt) - job.known for job in jobs]
         logits: Tensor | None = None
-        for group in similar_lengths(new, most_tokens=_PASS_TOKENS.get(device.type, _MANY_TOKENS)):
+        for group in similar_lengths(new, most_tokens=_PREFILL_TOKENS_ON.get(device.type, PREFILL_TOKENS)):
             chosen = [jobs[number] for number in group]
             tokens = max(new[number] for number in group)
             ids = np.zeros((len(group), tokens), np.int64)
@@ -83,7 +85,7 @@ class CachedForward:
             width = min(longest + 1, max(job.known for job in chosen) + tokens)
             positions = torch.minimum(columns, (starts + lasts)[:, None])
             columns = columns.clamp(max=longest)
-            part = self._forward(cache, torch.from_numpy(ids).to(device), lasts, place, columns, positions, width)
+            part = self.feed(cache, torch.from_numpy(ids).to(device), lasts, place, columns, positions, width)
             if logits is None:
                 logits = part.new_empty(len(jobs), part.shape[-1])
             logits[group] = part
@@ -99,9 +101,9 @@ class CachedForward:
         columns = torch.tensor(lengths, device=tokens.device)[:, None]
         lasts = torch.zeros(len(jobs), dtype=torch.long, device=tokens.device)
         rows = slice(first, first + len(jobs))
-        return self._forward(cache, tokens[:, None], lasts, rows, columns, columns, max(lengths) + 1)
+        return self.feed(cache, tokens[:, None], lasts, rows, columns, columns, max(lengths) + 1)
 
-    def _forward(
+    def feed(
         self,
         cache: KeyValueRows,
         ids: Tensor,
@@ -111,6 +113,17 @@ class CachedForward:
         positions: Tensor,
         width: int,
     ) -> Tensor:
+        """Feed tokens to rows of the cache; the logits after each row's last token, ``(batch, vocabulary)``.
+
+        Args:
+            cache: with room for them.
+            ids: of the tokens, ``(batch, tokens)``.
+            lasts: index of each row's last token within ``ids``, ``(batch,)``.
+            rows: of the cache (:meth:`KeyValueRows.open`).
+            columns: that the tokens are written to, ``(batch, tokens)``.
+            positions: of the tokens, below ``width``, ``(batch, tokens)``.
+            width: number of columns to attend to.
+        """
         cache.open(rows, columns, width)
         mask = self._masks(columns, width, self._weight.dtype)
         if self._llama is not None:

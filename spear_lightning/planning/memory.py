@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from spear_lightning.engines.forward import PREFILL_TOKENS
 from spear_lightning.planning.shape import Layout, ModelShape, Numbers, Place, Workload
 
 Phase = Literal["generation", "backward", "step"]
@@ -25,9 +26,6 @@ PHASES: tuple[Phase, ...] = ("generation", "backward", "step")
 REPLAY_TOKEN = 4 + 4
 """Bytes of a replayed token at most: id and log-probability. What was not generated has none, and what rows repeat of
 each other is stored once (:mod:`spear_lightning.rollout.storage`, measured by ``benchmarks/storage.py``)."""
-
-PREFILL_TOKENS = 16_384
-"""Tokens that the engine feeds at once at most; on a CPU fewer (:mod:`spear_lightning.engines.forward`)."""
 
 _FLOAT32 = 4
 

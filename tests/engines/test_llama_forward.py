@@ -57,7 +57,7 @@ def logits_of(forward: CachedForward) -> list[torch.Tensor]:
         columns = lengths[:, None] + torch.arange(ids.shape[1])
         width = int(columns.max()) + 1
         with generation_mode(forward.policy):
-            found.append(forward._forward(cache, ids, new - 1, slice(0, 3), columns, columns, width))
+            found.append(forward.feed(cache, ids, new - 1, slice(0, 3), columns, columns, width))
         lengths = lengths + new
     return found
 
