@@ -32,7 +32,7 @@ endif
 
 # Tests run in one process a core, each single-threaded, so that a run is repeatable and bounded.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q $(ARGS)
 
 # vLLM brings its own PyTorch and Transformers, so it has an environment of its own, without the training's other needs.
 $(VLLM)/.installed: constraints-vllm.txt
