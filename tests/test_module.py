@@ -91,7 +91,7 @@ def test_the_cut_into_micro_batches_does_not_show(tiny_policy: Callable[..., Pol
     before = torch.cat([parameter.detach().flatten() for parameter in tiny_policy("qwen2").parameters()])
     update = float((whole - before).abs().max())
     assert update > 1e-4
-    torch.testing.assert_close(cut, whole, rtol=0, atol=5e-6 * update)  # sums of gradients round with their size
+    torch.testing.assert_close(cut, whole, rtol=0, atol=3e-6 * update)  # sums of gradients round with their size
 
 
 def test_tokens_outside_the_mask_have_no_influence(tiny_policy):

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spear_lightning.engines.operations import LARGE_WEIGHT, linear
+
+
+def linear_of(module: Any) -> Callable[[Tensor], Tensor]:
+    """A plain layer without the way through its module; what stands in place of one (adapters) as it is.
+
+    Args:
+        module: whose parameters are referred to: they may change, but not be replaced.
+    """
+    if type(module) is not nn.Linear:
+        return module  # type: ignore[no-any-return]
+    weight, bias = module.weight, module.bias
+    return lambda hidden: linear(hidden, weight, bias)
 
 
 class FusedLinear:
@@ -23,6 +35,7 @@ class FusedLinear:
 
     def __init__(self, *modules: Any) -> None:
         self._modules = modules
+        self._layers = [linear_of(module) for module in modules]
         self._weight: Tensor | None = None
         self._bias: Tensor | None = None
         self._sizes: list[int] = []
@@ -52,7 +65,7 @@ class FusedLinear:
         """
         if self._weight is not None:
             return linear(hidden, self._weight, self._bias)
-        return torch.cat(self._one_by_one(hidden), -1)
+        return torch.cat([layer(hidden) for layer in self._layers], -1)
 
     def apart(self, hidden: Tensor) -> Sequence[Tensor]:
         """The output of each layer, ``(rows, its outputs)``.
@@ -62,10 +75,4 @@ class FusedLinear:
         """
         if self._weight is not None:
             return linear(hidden, self._weight, self._bias).split_with_sizes(self._sizes, -1)
-        return self._one_by_one(hidden)
-
-    def _one_by_one(self, hidden: Tensor) -> list[Tensor]:
-        return [
-            linear(hidden, module.weight, module.bias) if type(module) is nn.Linear else module(hidden)
-            for module in self._modules
-        ]
+        return [layer(hidden) for layer in self._layers]

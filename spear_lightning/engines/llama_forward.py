@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows it by
 from torch import Tensor, nn
 
-from spear_lightning.engines.fused_linear import FusedLinear
+from spear_lightning.engines.fused_linear import FusedLinear, linear_of
 from spear_lightning.engines.key_values import KeyValueRows
 from spear_lightning.engines.operations import LARGE_WEIGHT, Attention, linear, rms_norm
 from spear_lightning.engines.rotations import Rotations, rotate
@@ -50,11 +50,11 @@ class _Layer:
             inputs=FusedLinear(attention.q_proj, attention.k_proj, attention.v_proj),
             query_norm=_norm(attention.q_norm) if separate else None,
             key_norm=_norm(attention.k_norm) if separate else None,
-            output=_linear(attention.o_proj),
+            output=linear_of(attention.o_proj),
             feed_norm=_norm(layer.post_attention_layernorm),
             gated=FusedLinear(mlp.gate_proj, mlp.up_proj),
             act=F.silu if isinstance(mlp.act_fn, nn.SiLU) else mlp.act_fn,
-            down=_linear(mlp.down_proj),
+            down=linear_of(mlp.down_proj),
         )
 
 
@@ -132,14 +132,6 @@ class LlamaForward:
             turned = torch.cat([layer.query_norm(turned[:, :, :heads]), layer.key_norm(turned[:, :, heads:])], 2)
         turned = rotate(turned, cos, sin)
         return turned[:, :, :heads], turned[:, :, heads:], inputs[:, :, both:]
-
-
-def _linear(module: Any) -> _Map:
-    """A plain layer without the way through its module; others (adapters) as they are."""
-    if type(module) is not nn.Linear:
-        return module  # type: ignore[no-any-return]
-    weight, bias = module.weight, module.bias
-    return lambda hidden: linear(hidden, weight, bias)
 
 
 def _norm(module: Any) -> _Map:
