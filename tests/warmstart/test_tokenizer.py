@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from spear_lightning.rollout.transcript import TranscriptAgent
-from spear_lightning.warmstart.tokenizer import TAGS, build_tokenizer
+from spear_lightning.warmstart.tokenizer import TAGS, build_tokenizer, splitting_pattern
 
 TEXTS = [
     "-= Welcome to TextWorld, ALFRED! =-\n\nYou are in the middle of a room. Looking quickly around you, you see "
@@ -96,3 +97,15 @@ def test_a_saved_tokenizer_loads_and_serves_the_agent(tokenizer: PreTrainedToken
 def test_nothing_to_learn_words_from_is_an_error() -> None:
     with pytest.raises(ValueError, match="min_count"):
         build_tokenizer(["", "!"])
+
+
+UNITS = (", and a", ", and", ",", " desk 1", " desk 12", " desk", " go to", " go to the", " a.", " a")
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.sampled_from([*UNITS, " ", "1", "x", " b", "\n", "."]), max_size=12).map("".join))
+def test_the_pattern_takes_the_longest_unit_as_trying_all_of_them_does(text: str) -> None:
+    longest_first = sorted(UNITS, key=len, reverse=True)
+    tried = (re.escape(unit) + (r"(?![a-z0-9])" if unit[-1].isalnum() else "") for unit in longest_first)
+    plain = "|".join([*tried, r" [a-z]+(?![a-z0-9])", r"[\s\S]"])
+    assert re.findall(splitting_pattern(UNITS), text) == re.findall(plain, text)
