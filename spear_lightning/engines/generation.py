@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from spear_lightning.engines.forward import CachedForward
-from spear_lightning.engines.jobs import Job, match
+from spear_lightning.engines.jobs import Job
+from spear_lightning.engines.key_values import KeyValueRows
 from spear_lightning.engines.sampling import TokenSampler
 from spear_lightning.engines.sessions import SessionRows
+from spear_lightning.engines.sharing import PrefillPlan, plan_prefill
 
 _JOIN_SHARE = 4  # a pass for those who join pays when there is one of them for so many that decode …
 _JOIN_STEPS = 8  # … or when they have waited for so many tokens
@@ -28,7 +30,7 @@ class Generation:
         rows: of its cache.
         max_batch: most requests that decode together.
         keep: keep the sessions of requests that are done.
-        share: compute equal prompts of requests that join together once.
+        share: compute once what prompts of requests that join together begin with.
     """
 
     def __init__(self, model: CachedForward, rows: SessionRows, max_batch: int, keep: bool, share: bool) -> None:
@@ -106,22 +108,14 @@ class Generation:
         self._rows.tick()
         for job in (*self._active, *joining):
             job.session = self._rows.session(job.request.session)
-        leaders, followers = match(joining, self._share)
+        plan = plan_prefill(joining, self._share)
         columns = max(len(job.prompt) + 1 for job in joining)
         columns = max([columns, *(job.length for job in self._active)])
         block = self._rows.seat([job.session for job in joining], self._block(), columns)
         self._first = block.start
         self._rows.reserve(columns)
         joining.sort(key=lambda job: job.session.row)
-        leaders.sort(key=lambda job: job.session.row)
-        logits = self._model.prefill(self._rows.cache, leaders)
-        if followers:
-            sources = [leader.session.row for _, leader in followers]
-            targets = [follower.session.row for follower, _ in followers]
-            self._rows.cache.copy(sources, targets, max(len(leader.prompt) for _, leader in followers))
-            lines = {id(job): line for line, job in enumerate(leaders)}
-            lines |= {id(follower): lines[id(leader)] for follower, leader in followers}
-            logits = logits[[lines[id(job)] for job in joining]]
+        logits = self._prefill(joining, plan)
         sampler = TokenSampler([job.request for job in joining], [job.limit for job in joining], self._model.device)
         if self._sampler is None or self._logits is None:
             self._logits, self._sampler = logits, sampler
@@ -129,6 +123,22 @@ class Generation:
             self._logits = torch.cat([self._logits, logits])
             self._sampler.join(sampler)
         self._active += joining
+
+    def _prefill(self, joining: Sequence[Job], plan: PrefillPlan) -> Tensor:
+        """Compute the prompts of those who join; the logits after each."""
+        cache = self._rows.cache
+        computed = sorted(plan.first, key=lambda job: job.session.row)
+        logits = self._model.prefill(cache, computed)
+        if plan.heirs:
+            _copy(cache, plan.heirs, max(heir.known for heir, _ in plan.heirs))
+            heirs = sorted((heir for heir, _ in plan.heirs), key=lambda job: job.session.row)
+            logits = torch.cat([logits, self._model.prefill(cache, heirs)])
+            computed += heirs
+        _copy(cache, plan.copies, max((len(job.prompt) for job, _ in plan.copies), default=0))
+        lines = {id(job): line for line, job in enumerate(computed)}
+        lines |= {id(job): lines[id(source)] for job, source in plan.copies}
+        order = [lines[id(job)] for job in joining]
+        return logits if order == list(range(len(logits))) else logits[order]
 
     def _next(self, going: int) -> list[Job]:
         """Those who could join now: what is left of the batch, and of the cache if all grow to their limits."""
@@ -171,3 +181,8 @@ class Generation:
         chosen = torch.tensor(kept, device=lines.device)
         self._sampler.select(chosen)
         return lines[chosen]
+
+
+def _copy(cache: KeyValueRows, pairs: Sequence[tuple[Job, Job]], width: int) -> None:
+    """Copy the first columns of the second one's row to the first one's, for each pair."""
+    cache.copy([job.session.row for _, job in pairs], [job.session.row for job, _ in pairs], width)

@@ -48,7 +48,7 @@ class HuggingFaceEngine(RolloutEngine):
         cache_gib: memory for keys and values in GiB, allocated at once. When it is full, the episodes that have waited
             longest lose theirs, which are computed again when they go on: slower, with the same result. ``None`` takes
             what the episodes need.
-        share_prompts: compute a prompt that several requests have in common once.
+        share_prompts: compute once what the prompts of several requests begin with.
 
     Raises:
         ValueError: a setting is out of range.

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from spear_lightning.engines.base import Completion, Request
 from spear_lightning.engines.sessions import Ids, Session
-from spear_lightning.packing import common_length
 
 
 @dataclass(slots=True, eq=False)
@@ -75,29 +73,3 @@ class Job:
             finish="stop" if self.stopped else "length",
             weight_version=version,
         )
-
-
-def match(jobs: Sequence[Job], share: bool = True) -> tuple[list[Job], list[tuple[Job, Job]]]:
-    """Find what is known of each prompt, and cut the sessions back to it.
-
-    Args:
-        jobs: with their sessions.
-        share: compute equal prompts once.
-
-    Returns:
-        The jobs whose prompts must be computed, and pairs ``(follower, leader)`` of those that share a leader's prompt.
-    """
-    same: dict[bytes, list[Job]] = {}
-    for job in jobs:
-        session = job.session
-        # The last token is always fed: its logits are what generation starts from.
-        job.known = min(common_length(session.ids, job.prompt), len(job.prompt) - 1)
-        session.ids = session.ids[: job.known]
-        same.setdefault(np.ascontiguousarray(job.prompt, np.int32).tobytes(), []).append(job)
-    leaders: list[Job] = []
-    followers: list[tuple[Job, Job]] = []
-    for alike in same.values() if share else ([job] for job in jobs):
-        leader = max(alike, key=lambda job: job.known)
-        leaders.append(leader)
-        followers += [(job, leader) for job in alike if job is not leader]
-    return leaders, followers
