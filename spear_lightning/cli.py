@@ -92,6 +92,13 @@ class SpearCLI(LightningCLI):
         if self.trainer.is_global_zero and not interrupted:
             write_atomically(self._finished, f"{self.trainer.current_epoch} iterations\n")
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's own; once one is asked for, that alone, because filling a parser takes part of a second."""
+        known: dict[str, set[str]] = LightningCLI.subcommands()
+        asked = {name: known[name] for name in sys.argv[1:2] if name in known}
+        return asked or known
+
     @property
     def _finished(self) -> Path:
         return Path(self.trainer.default_root_dir) / "finished"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from spear_lightning.cli import main
+from spear_lightning.cli import SpearCLI, main
+from tests.processes import start
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
@@ -163,3 +165,21 @@ def test_published_settings_are_the_published_ones():
     assert spear["data"]["filters"]["keep_share"] == 0.75
     loss = spear["model"]["replay_loss"]["init_args"]
     assert (loss["ratio"], loss["lower"], loss["upper"]) == (0.02, 2.0, 60.0)
+
+
+def test_only_the_parser_that_is_asked_for_is_filled(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["spear", "fit", "-c", "run.yaml"])
+    assert list(SpearCLI.subcommands()) == ["fit"]
+    for asked in (["--help"], ["nonsense"], []):
+        monkeypatch.setattr(sys, "argv", ["spear", *asked])
+        assert list(SpearCLI.subcommands()) == ["fit", "validate", "test", "predict"]
+
+
+def test_composing_a_configuration_does_not_import_the_game_engine():
+    process = start(assert_not_imported, "textworld")  # forked from one that has composed the quickstart's
+    process.join()
+    assert process.exitcode == 0
+
+
+def assert_not_imported(name: str) -> None:
+    assert name not in sys.modules

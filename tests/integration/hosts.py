@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -52,6 +53,14 @@ def two_hosts() -> Iterator[Hosts]:
                 with suppress(ProcessLookupError):
                     os.kill(int(process), signal.SIGKILL)
             subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+
+
+def enter(name: str) -> None:
+    """Let this process, which must have a single thread, be on a host of that name from now on."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open(f"/run/netns/{name}") as namespace:
+        if libc.setns(namespace.fileno(), 0):
+            raise OSError(ctypes.get_errno(), f"cannot enter network namespace {name}")
 
 
 def why_not() -> str | None:

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import ROOT, environment, spear_command
-from tests.integration.hosts import INTERFACE, Hosts, two_hosts, why_not
+from tests.integration.hosts import INTERFACE, Hosts, enter, two_hosts, why_not
 from tests.integration.runs import PLAIN, curve, zero
+from tests.processes import Ranks, start_ranks
+from tests.processes import spear as spear_main
 
 TIMEOUT = 20  # seconds, of the run whose cable is cut; long enough for hosts that do not start at the same moment
 REASON = why_not()
@@ -25,7 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(REASON is not None, reason=st
 def settings(run: Path, *callbacks: dict[str, object], timeout: int = 120) -> dict[str, object]:
     """ZeRO-2, a rank on each host."""
     small = zero(2, timeout=f"00:{timeout // 60:02}:{timeout % 60:02}")
-    few = {"trainer.devices": 1, "trainer.num_nodes": 2, "run.directory": str(run)}
+    few = {"trainer.devices": 1, "trainer.num_nodes": 2, "trainer.max_epochs": 2, "run.directory": str(run)}
     return {**small, **few, "trainer.callbacks": [*small["trainer.callbacks"], *callbacks]}
 
 
@@ -70,6 +72,24 @@ def by_torchrun(hosts: Hosts, run: Path, games: Path, changes: dict[str, object]
         assert [process.wait(timeout=200) for process in processes] == [0, 0], "\n".join(logs(run))[-5000:]
 
 
+def by_hand(hosts: Hosts, run: Path, games: Path, changes: dict[str, object]) -> list[Ranks]:
+    """The run, started on each host as a launcher would, in processes that have their imports behind them."""
+    line = spear_command("fit", games, run, changes)[3:]
+    variables = {"MASTER_ADDR": hosts.addresses[0], "MASTER_PORT": "29400", "GLOO_SOCKET_IFNAME": INTERFACE}
+    return [
+        start_ranks(
+            1, spear_on, name, line, folder=run / f"host-{number}", environment={**variables, "NODE_RANK": str(number)}
+        )
+        for number, name in enumerate(hosts.names)
+    ]
+
+
+def spear_on(host: str, arguments: list[str]) -> None:
+    """``spear`` on a host; called in a process of its own."""
+    enter(host)
+    spear_main(arguments)
+
+
 @pytest.fixture
 def hosts() -> Iterator[Hosts]:
     with two_hosts() as made:
@@ -81,14 +101,15 @@ def whole(games_cache, tmp_path_factory) -> Path:
     """The uninterrupted run on two hosts."""
     run = tmp_path_factory.mktemp("whole")
     with two_hosts() as made:
-        by_torchrun(made, run, games_cache, settings(run))
+        for ranks in by_hand(made, run, games_cache, settings(run)):
+            assert ranks.join() == [0], ranks.printed()
     return run
 
 
 def test_two_hosts_take_the_steps_of_one_process(spear, whole, tmp_path):
-    spear("fit", PLAIN)
+    spear("fit", {**PLAIN, "trainer.max_epochs": 2})
     mine, other = curve(whole), curve(tmp_path / "run")
-    assert len(mine) == len(other) == 3
+    assert len(mine) == len(other) == 2
     assert sum(float(row["replay/used"]) for row in mine) > 0
     for row, expected in zip(mine, other, strict=True):
         for name in ("rollout/success", "reward/total", "update/grad_norm", "replay/size", "replay/used"):
@@ -110,26 +131,21 @@ def test_a_killed_rank_is_started_again_and_the_run_is_the_uninterrupted_one(who
 
 def test_a_cut_cable_ends_the_run_within_the_time_out(hosts, games_cache, tmp_path):
     run = tmp_path / "run"
-    commands = [
-        hosts.on(
-            number,
-            spear_command("fit", games_cache, run, {**settings(run, timeout=TIMEOUT), "trainer.max_epochs": 999}),
-        )
-        for number in (0, 1)
-    ]
-    variables = [
-        {"MASTER_ADDR": hosts.addresses[0], "MASTER_PORT": "29400", "NODE_RANK": str(number)} for number in (0, 1)
-    ]
-    with started(commands, variables, run) as processes:
+    changes = {**settings(run, timeout=TIMEOUT), "trainer.max_epochs": 999}
+    both = by_hand(hosts, run, games_cache, changes)
+    try:
         deadline = time.monotonic() + 150
         while not (run / "checkpoints/latest").exists():
-            assert [process.poll() for process in processes] == [None, None], "\n".join(logs(run))
+            assert all(ranks.alive() for ranks in both), "".join(ranks.printed() for ranks in both)
             assert time.monotonic() < deadline
             time.sleep(0.05)
         hosts.cut()
-        for process in processes:
-            assert process.wait(timeout=TIMEOUT + 30) == 1
-    for number, output in enumerate(logs(run)):
-        last = output.strip().splitlines()[-1]
+        for ranks in both:
+            assert ranks.join(TIMEOUT + 30) == [1]
+    finally:
+        for ranks in both:
+            ranks.kill()
+    for number, ranks in enumerate(both):
+        last = ranks.printed("err").strip().splitlines()[-1]
         for name in (f"rank {number} ", "time-out", "trainer.strategy.init_args.timeout", "GLOO_SOCKET_IFNAME"):
-            assert name in last, output[-3000:]
+            assert name in last, ranks.printed()[-3000:]

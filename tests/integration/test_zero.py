@@ -19,16 +19,17 @@ from tests.integration.runs import ADAM, PLAIN, curve, replay, weights, zero
 
 pytestmark = pytest.mark.slow
 
-DDP = {**PLAIN, "trainer.devices": 2, "trainer.strategy": "ddp"}
-STRATEGIES = {"ddp": DDP, **{f"zero-{stage}": zero(stage) for stage in range(4)}}
+TWO = {"trainer.max_epochs": 2}  # what the first iteration stores, the second replays
+DDP = {**PLAIN, **TWO, "trainer.devices": 2, "trainer.strategy": "ddp"}
+STRATEGIES = {"ddp": DDP, **{f"zero-{stage}": {**zero(stage), **TWO} for stage in range(4)}}
 
 
 @pytest.fixture(scope="module")
 def single(spear_in, tmp_path_factory) -> Path:
-    """The run of a single process: three iterations, twelve updates."""
+    """The run of a single process: two iterations, eight updates."""
     folder = tmp_path_factory.mktemp("single")
-    spear_in(folder, "fit", PLAIN)
-    assert sum(float(row["update/steps"]) for row in curve(folder)) == 12
+    spear_in(folder, "fit", {**PLAIN, **TWO})
+    assert sum(float(row["update/steps"]) for row in curve(folder)) == 8
     assert sum(float(row["replay/used"]) for row in curve(folder)) > 0
     return folder
 
@@ -36,7 +37,7 @@ def single(spear_in, tmp_path_factory) -> Path:
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_two_ranks_take_the_steps_of_a_single_process_and_resume_bit_for_bit(spear_in, single, tmp_path, name):
     spear_in(tmp_path, "fit", STRATEGIES[name])
-    expected, given = (weights(run / "checkpoints/iteration-00003/state") for run in (single, tmp_path))
+    expected, given = (weights(run / "checkpoints/iteration-00002/state") for run in (single, tmp_path))
     for key, tensor in expected.items():
         if key in given:  # tied weights are stored once
             torch.testing.assert_close(given[key], tensor, rtol=1e-5, atol=1e-5)
@@ -52,39 +53,39 @@ def test_two_ranks_take_the_steps_of_a_single_process_and_resume_bit_for_bit(spe
         ):
             assert float(mine[metric]) == pytest.approx(float(other[metric]), rel=1e-4), metric
     stage = None if name == "ddp" else int(name[-1])
-    manifest = Manifest.load(tmp_path / "checkpoints/iteration-00003")
-    assert (manifest.stage, manifest.world_size, manifest.iteration) == (stage, 2, 3)
+    manifest = Manifest.load(tmp_path / "checkpoints/iteration-00002")
+    assert (manifest.stage, manifest.world_size, manifest.iteration) == (stage, 2, 2)
     shards = sum("optim_states" in file for file in manifest.files)
     assert shards == (2 if stage else 0), "a shard from each rank, where something is partitioned"
     if stage == 3:
         same_logits_after_export(tmp_path, single)
 
     resumed = tmp_path / "resumed"
-    shutil.copytree(tmp_path / "checkpoints/iteration-00002", resumed / "checkpoints/iteration-00002")
+    shutil.copytree(tmp_path / "checkpoints/iteration-00001", resumed / "checkpoints/iteration-00001")
     spear_in(resumed, "fit", STRATEGIES[name], "--ckpt_path", "last")
     assert len(curve(resumed)) == 1, "it went on, and did not start over"
     mine, other = (
         {name: value for name, value in curve(run)[-1].items() if value} for run in (resumed, tmp_path)
     )  # a column that only earlier iterations fill is not there
     assert mine == other
-    again = weights(resumed / "checkpoints/iteration-00003/state")
+    again = weights(resumed / "checkpoints/iteration-00002/state")
     for key, tensor in given.items():
         torch.testing.assert_close(again[key], tensor, rtol=0, atol=0)
     for rank in range(2):
-        mine, other = (replay(run / "checkpoints/iteration-00003", rank) for run in (resumed, tmp_path))
+        mine, other = (replay(run / "checkpoints/iteration-00002", rank) for run in (resumed, tmp_path))
         assert [entry["key"] for entry in mine] == [entry["key"] for entry in other]
         for one, another in zip(mine, other, strict=True):
             assert {**one, "payload": None} == {**another, "payload": None}
             assert all(torch.equal(one["payload"][field], another["payload"][field]) for field in another["payload"])
-    held = [{entry["key"] for entry in replay(tmp_path / "checkpoints/iteration-00003", rank)} for rank in range(2)]
+    held = [{entry["key"] for entry in replay(tmp_path / "checkpoints/iteration-00002", rank)} for rank in range(2)]
     assert any(held)
     assert not held[0] & held[1]
-    assert held[0] | held[1] == {entry["key"] for entry in replay(single / "checkpoints/iteration-00003", 0)}
+    assert held[0] | held[1] == {entry["key"] for entry in replay(single / "checkpoints/iteration-00002", 0)}
 
 
 def same_logits_after_export(run: Path, other: Path) -> None:
     for folder in (run, other):
-        export_checkpoint(str(folder / "checkpoints/iteration-00003"), str(run / "exported" / folder.name))
+        export_checkpoint(str(folder / "checkpoints/iteration-00002"), str(run / "exported" / folder.name))
     mine, theirs = (
         AutoModelForCausalLM.from_pretrained(run / "exported" / folder.name).eval() for folder in (run, other)
     )

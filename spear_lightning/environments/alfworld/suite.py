@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import gymnasium
 
 from spear_lightning.environments.alfworld.games import GameList, read_split
 from spear_lightning.environments.alfworld.generated import GameSet, make_game_set
@@ -17,10 +19,6 @@ from spear_lightning.environments.alfworld.generator import SceneSize
 from spear_lightning.environments.alfworld.rooms import TASK_TYPES
 from spear_lightning.environments.base import Split, Task, TaskSuite
 from spear_lightning.environments.once import user_cache
-
-if TYPE_CHECKING:
-    from spear_lightning.environments.alfworld.engine import GameCache
-    from spear_lightning.environments.alfworld.environment import ALFWorldEnv
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +79,9 @@ class ALFWorld(TaskSuite):
         else:
             folder = data_dir or os.environ.get("ALFWORLD_DATA") or "~/.cache/alfworld"
             self._source = _Official(Path(folder).expanduser(), kinds)
-        self._games: GameCache | None = None  # made in the process that plays
+        # A GameCache, made in the process that plays. Nothing here may name what imports TextWorld, not even for type
+        # checkers: jsonargparse looks their names up, and every run would wait for it in its main process.
+        self._games: Any = None
 
     def prepare(self) -> None:
         """Generate the games, or check the data folder. Safe to run in several processes at once.
@@ -101,7 +101,7 @@ class ALFWorld(TaskSuite):
         _require_alfworld()
         return tuple(Task(id=name, kind=kind) for name, kind in self._source.games(split))
 
-    def make(self) -> ALFWorldEnv:
+    def make(self) -> gymnasium.Env[str, str]:
         """A fresh environment. The environments of a process share loaded games."""
         _require_alfworld()
         from spear_lightning.environments.alfworld.engine import GameCache
