@@ -70,8 +70,8 @@ def main() -> None:
     results: dict[str, Any] = {"machine": machine(), "model": arguments.model, "rows": ROWS}
     with generation_mode(policy):
         for columns in arguments.columns:
-            seconds = timed(parts(policy, columns), arguments.repeats, warm=10)
-            found = {name: spread([1000 * value for value in values]) for name, values in seconds.items()}
+            times = timed(parts(policy, columns), arguments.repeats, warm=10)
+            found = {name: spread([1000 * seconds for seconds in taken.seconds]) for name, taken in times.items()}
             results[f"{columns} columns, milliseconds"] = found
             print(columns, "columns:", {name: round(figures["median"], 2) for name, figures in found.items()})
     if arguments.out:

@@ -7,6 +7,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,45 +27,51 @@ def compare(
         unit: of the work.
         warm: runs of each that are not measured.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    processor: dict[str, list[float]] = {name: [] for name in sides}
-    names = list(sides)
-    for turn in range(-warm, repeats):
-        for name in names if turn % 2 else names[::-1]:  # whoever comes second finds the machine warmer
-            started, used = time.perf_counter(), time.process_time()
-            sides[name]()
-            if turn >= 0:
-                seconds[name].append(time.perf_counter() - started)
-                processor[name].append(time.process_time() - used)
-    first = names[0]
+    times = timed(sides, repeats, warm=warm)
+    first, *others = sides
     result: dict[str, Any] = {
-        name: {"seconds": spread(seconds[name]), "cpu_seconds": spread(processor[name])}
-        | {f"{unit}_per_second": round(work / statistics.median(seconds[name]), 2)}
-        for name in names
+        name: {"seconds": spread(taken.seconds), "cpu_seconds": spread(taken.processor)}
+        | {f"{unit}_per_second": round(work / statistics.median(taken.seconds), 2)}
+        for name, taken in times.items()
     }
+    ours = times[first].seconds
     result["ratios"] = {
-        name: spread([theirs / ours for ours, theirs in zip(seconds[first], seconds[name], strict=True)])
-        for name in names[1:]
+        name: spread([theirs / mine for mine, theirs in zip(ours, times[name].seconds, strict=True)]) for name in others
     }
     return result
 
 
-def timed(sides: Mapping[str, Callable[[], Any]], repeats: int, *, warm: int) -> dict[str, list[float]]:
-    """Seconds of every side, run in turns.
+@dataclass
+class Times:
+    """Of the runs of one side, in order.
+
+    Attributes:
+        seconds: that passed.
+        processor: seconds that this process computed, over all its threads.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
+
+
+def timed(sides: Mapping[str, Callable[[], Any]], repeats: int, *, warm: int) -> dict[str, Times]:
+    """Run every side in turns.
 
     Args:
         sides: what is measured.
         repeats: measured runs of each.
         warm: runs of each that are not measured.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    times = {name: Times() for name in sides}
+    names = list(sides)
     for turn in range(-warm, repeats):
-        for name, side in sides.items():
-            started = time.perf_counter()
-            side()
+        for name in names if turn % 2 else names[::-1]:  # whoever comes second finds the machine warmer
+            started, used = time.perf_counter(), time.process_time()
+            sides[name]()
             if turn >= 0:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
+                times[name].seconds.append(time.perf_counter() - started)
+                times[name].processor.append(time.process_time() - used)
+    return times
 
 
 def spread(values: list[float]) -> dict[str, float]:

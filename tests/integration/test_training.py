@@ -298,12 +298,8 @@ def test_a_killed_worker_costs_its_episodes_and_not_the_run(tmp_path, games_cach
     changes = {"trainer.max_epochs": 2, "data.workers": 2}
     process = start_spear("fit", games_cache, tmp_path / "run", changes)
     deadline = time.monotonic() + 120
-    workers: list[int] = []
-    while not workers and process.alive() and time.monotonic() < deadline:
-        workers = workers_of(process.processes[0].pid)
-        time.sleep(0.1)
-    assert workers
-    time.sleep(3)
-    os.kill(workers[0], signal.SIGKILL)
+    while "validation after 0 iterations" not in process.printed() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(workers_of(process.processes[0].pid)[0], signal.SIGKILL)
     assert process.join() == [0], process.printed()
     assert len(curve(tmp_path / "run")) == 2
