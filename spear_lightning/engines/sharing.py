@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from spear_lightning.engines.jobs import Job
-from spear_lightning.packing import common_length
+from spear_lightning.packing import common_length, sorted_for_sharing
 
 _WORTH = 256  # tokens that must be spared in all: prompts that wait for others need forward passes of their own
 
@@ -43,14 +43,15 @@ def plan_prefill(jobs: Sequence[Job], share: bool = True) -> PrefillPlan:
         # The last token is always fed: its logits are what generation starts from.
         job.known = min(common_length(session.ids, job.prompt), len(job.prompt) - 1)
         session.ids = session.ids[: job.known]
-        same.setdefault(job.prompt.astype(">i4").tobytes(), []).append(job)  # such bytes are ordered as the ids are
+        same.setdefault(job.prompt.tobytes(), []).append(job)
     if not share:
         return PrefillPlan(list(jobs), [], [])
-    distinct, copies = [], []
-    for _, alike in sorted(same.items()):
+    leaders, copies = [], []
+    for alike in same.values():
         leader = max(alike, key=lambda job: job.known)
-        distinct.append(leader)
+        leaders.append(leader)
         copies += [(job, leader) for job in alike if job is not leader]
+    distinct = [leaders[number] for number in sorted_for_sharing([job.prompt for job in leaders])]
     common = np.array([0, *(common_length(one.prompt, other.prompt) for one, other in pairwise(distinct))])
     first, heirs = [], []
     for job, source, shared in zip(distinct, *_sources(distinct, common), strict=True):

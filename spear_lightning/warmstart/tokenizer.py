@@ -122,7 +122,7 @@ def splitting_pattern(units: Iterable[str]) -> str:
     A unit must not end inside a word ("desk 1" in "desk 12"). What is no unit goes on alone, character by character, so
     that text which spells a byte token ("<0x41>") is not taken for it.
 
-    Units share their beginnings, as in a trie: tried one after the other at every place of a prompt, they took five
+    Units share their beginnings, as in a trie: tried one after the other at every place of a prompt, they take several
     times as long.
     """
     root: dict[str, Any] = {}
