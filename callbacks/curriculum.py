@@ -35,7 +35,7 @@ class CurriculumSchedule(Callback):
         tool_reward_max: :math:`\mu_{max}`, for tasks whose success reward is not of the order of 10.
         imitation: another schedule for :math:`\gamma`, in place of ``imitation_warmup`` and ``imitation_max``.
         tool_reward: another schedule for :math:`\mu`, in place of ``tool_reward_decay`` and ``tool_reward_max``:
-            ``Constant`` and ``Off`` of :mod:`spear_lightning.algorithm.schedules` are the paper's other two modes.
+            ``Constant`` and ``Zero`` of :mod:`spear_lightning.algorithm.schedules` are the paper's other two modes.
 
     Raises:
         MisconfigurationException: an argument is out of range; or, at the start of ``fit``, imitation is asked for

@@ -53,10 +53,10 @@ def record(split: str, iteration: int, rank: int, episode: Episode, scored: Scor
         }
     turns = [_turn_record(turn) for turn in episode.turns]
     if scored is not None:
-        for name in ("advantages", "keep", "turn_rewards"):
+        for name in ("advantages", "keep", "penalties"):
             values = getattr(scored, name)
             if len(values) == len(turns):
-                key = {"advantages": "advantage", "turn_rewards": "shaped_reward"}.get(name, name)
+                key = {"advantages": "advantage", "penalties": "penalty"}.get(name, name)
                 for turn, value in zip(turns, values.tolist(), strict=True):
                     turn[key] = value if isinstance(value, bool) else _number(value)
     entry["turns"] = turns

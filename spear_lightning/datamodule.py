@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
@@ -23,7 +22,7 @@ from spear_lightning.algorithm.filters import QualityFilters
 from spear_lightning.algorithm.replay import ReplayBuffer, RewardBaseline
 from spear_lightning.algorithm.rewards import RewardComposer
 from spear_lightning.checkpoints import RANKS
-from spear_lightning.distributed import concatenate, gather, rank, world_size
+from spear_lightning.distributed import gather, rank, world_size
 from spear_lightning.engines.base import RolloutEngine, Sampling
 from spear_lightning.environments.base import Split, TaskSuite
 from spear_lightning.environments.pool import EnvironmentPool
@@ -31,8 +30,16 @@ from spear_lightning.hooks import RankState, rollout_listeners
 from spear_lightning.playing import RolloutPlayer, check_whole_weights
 from spear_lightning.rollout.agent import Agent
 from spear_lightning.rollout.collector import Collector, EpisodeSpec, PlayedEpisodes
-from spear_lightning.rollout.experience import admissible_entries, fresh_rows, recalibrated
-from spear_lightning.rollout.minibatches import IterationStream, Minibatch, build_minibatches
+from spear_lightning.rollout.episode import Row
+from spear_lightning.rollout.experience import fresh_rows
+from spear_lightning.rollout.imitation import draw_and_admit, remember
+from spear_lightning.rollout.minibatches import (
+    IterationStream,
+    Minibatch,
+    ReplaySteps,
+    StepPlan,
+    build_minibatches,
+)
 from spear_lightning.rollout.played import played_from_states, played_to_state
 from spear_lightning.rollout.schedules import RolloutSchedule, Waves
 from spear_lightning.rollout.scored import Rollout
@@ -65,6 +72,7 @@ class RolloutDataModule(LightningDataModule, RankState):
         reward: composes the episode reward.
         filters: quality filters and the share of groups kept.
         replay: buffer of past successes; ``None`` trains on fresh episodes alone.
+        baseline: what a past success must exceed to be replayed; ``None`` for ``RewardBaseline()``.
         max_turns: of an episode.
         max_response_tokens: of one turn's response.
         max_episode_tokens: of a whole episode in ``conversation`` context, prompts and observations included; one that
@@ -73,7 +81,11 @@ class RolloutDataModule(LightningDataModule, RankState):
         schedule: when environments are stepped and when responses are generated: ``Waves`` (the same batches in every
             run) or ``Continuous`` (no episode waits for another one's environment).
         minibatches: optimizer steps per pass over an iteration's rows.
+        minibatch_rows: most rows of a step, in place of ``minibatches``: the number of steps then follows from the
+            number of rows.
         epochs: passes over an iteration's rows.
+        replay_steps: replayed rows are ``mixed`` into the steps of fresh ones, or have steps of their ``own`` after
+            them (as published).
         max_tokens: that the model computes for a micro-batch: rows times padded length; with ``policy.layout`` other
             than ``padded``, only the tokens themselves.
         workers: environment worker processes on this rank.
@@ -98,13 +110,16 @@ class RolloutDataModule(LightningDataModule, RankState):
         reward: RewardComposer = RewardComposer(),  # noqa: B008 - frozen
         filters: QualityFilters = QualityFilters(),  # noqa: B008 - frozen
         replay: ReplayBuffer | None = None,
+        baseline: RewardBaseline | None = None,
         max_turns: int = 50,
         max_response_tokens: int = 512,
         max_episode_tokens: int | None = None,
         max_active: int | None = None,
         schedule: RolloutSchedule = Waves(),  # noqa: B008 - frozen
         minibatches: int = 1,
+        minibatch_rows: int | None = None,
         epochs: int = 1,
+        replay_steps: ReplaySteps = "mixed",
         max_tokens: int = 16384,
         workers: int = 2,
         step_timeout: float = 60.0,
@@ -117,6 +132,7 @@ class RolloutDataModule(LightningDataModule, RankState):
             ("max_episode_tokens", max_episode_tokens),
             ("max_active", max_active),
             ("minibatches", minibatches),
+            ("minibatch_rows", minibatch_rows),
             ("epochs", epochs),
             ("max_tokens", max_tokens),
             ("workers", workers),
@@ -128,22 +144,16 @@ class RolloutDataModule(LightningDataModule, RankState):
                 "data.rollouts.group_size is 1, and a single episode has no standard deviation to normalise by: raise "
                 "group_size, or set data.advantage.init_args.normalize_std to false"
             )
-        if advantage.normalizes_std and reward.invalid_penalty > 0:
-            rank_zero_warn(
-                "data.advantage normalises by the group's standard deviation and data.reward.invalid_penalty is "
-                f"{reward.invalid_penalty}: in a group that fails as a whole the penalty is all that differs, and is "
-                "blown up to the size of a success; the policy learns to do nothing wrong by doing nothing. Set "
-                "data.advantage.init_args.normalize_std to false or data.reward.invalid_penalty to 0."
-            )
         self.environment, self.agent, self.engine = environment, agent, engine
         self.rollouts, self.evaluation = rollouts, evaluation
         self.advantage, self.reward, self.filters = advantage, reward, filters
         self.replay = replay
-        self.baseline = RewardBaseline()
+        self.baseline = baseline or RewardBaseline()
         self.max_turns, self.max_response_tokens = max_turns, max_response_tokens
         self.max_episode_tokens, self.max_active = max_episode_tokens, max_active
         self.schedule = schedule
-        self.minibatches, self.epochs, self.max_tokens = minibatches, epochs, max_tokens
+        self.steps = StepPlan(minibatches, minibatch_rows, epochs, replay_steps)
+        self.max_tokens = max_tokens
         self.workers, self.step_timeout, self.seed = workers, step_timeout, seed
         self.tool_reward_weight = 0.0
         self._player: RolloutPlayer | None = None
@@ -204,7 +214,14 @@ class RolloutDataModule(LightningDataModule, RankState):
 
     def train_dataloader(self) -> IterationStream[Minibatch]:
         """The sized stream of minibatches; a pass over it is an iteration."""
-        return IterationStream(self._play_iteration, self.minibatches * self.epochs)
+        return IterationStream(self._play_iteration, self._length)
+
+    @property
+    def _length(self) -> int:
+        """Minibatches of an iteration: as many as there can be steps."""
+        turns = self.max_turns if self.agent.context == "stepwise" else 1
+        fresh = self.rollouts.tasks * self.rollouts.group_size * turns
+        return self.steps.most(fresh, 0 if self.replay is None else self.replay.capacity)
 
     def _play_iteration(self) -> Iterator[Minibatch]:
         iteration = self._trainer.current_epoch
@@ -218,8 +235,8 @@ class RolloutDataModule(LightningDataModule, RankState):
         steps = build_minibatches(
             fresh_rows(rollout.episodes),
             self._draw_and_admit(rollout, statistics, iteration),
-            minibatches=self.minibatches,
-            epochs=self.epochs,
+            plan=self.steps,
+            length=self._length,
             max_tokens=self.max_tokens,
             pad_id=self.agent.pad_id,
             temperature=self.rollouts.temperature,
@@ -241,28 +258,25 @@ class RolloutDataModule(LightningDataModule, RankState):
             world_size=world_size(),
         )
 
-    def _draw_and_admit(self, rollout: Rollout, statistics: GroupStatistics, iteration: int) -> dict[str, Any]:
-        """Rows replayed in this iteration. Drawn before the new successes enter, so none is both fresh and replayed."""
-        self.baseline.update(statistics.means, statistics.stds)
-        if self.replay is None:
-            return {}
-        drawn = self.replay.draw(
-            iteration,
-            self.baseline,
-            seed=self.seed,
-            fresh=self.rollouts.tasks * self.rollouts.group_size,
-            normalize_std=self.advantage.normalizes_std,
-            gather=concatenate,
-        )
-        ages = [iteration - item.entry.iteration for item in drawn]
-        self.replay.add(admissible_entries(rollout.episodes, self.agent.has_tools), iteration, gather=concatenate)
-        sizes = gather((len(self.replay), len(drawn), sum(ages), sum(item.advantage for item in drawn)))
-        size, used, age, advantage = np.sum(np.asarray(sizes, dtype=np.float64), axis=0)
-        self._module.record_counts(
-            {"replay/size": size, "replay/used": used, "replay/p50": self.baseline.median}
-            | ({"replay/age": age / used, "advantage/recalibrated": advantage / used} if used else {})
-        )
-        return recalibrated(drawn)
+    def _draw_and_admit(self, rollout: Rollout, statistics: GroupStatistics, iteration: int) -> dict[str, Row]:
+        """Rows replayed in this iteration; its successes enter the buffer."""
+        if self.baseline.current:
+            remember(self.baseline, statistics)
+        rows: dict[str, Row] = {}
+        if self.replay is not None:
+            rows, metrics = draw_and_admit(
+                self.replay,
+                self.baseline,
+                rollout.episodes,
+                iteration,
+                seed=self.seed,
+                normalize_std=self.advantage.normalizes_std,
+                has_tools=self.agent.has_tools,
+            )
+            self._module.record_counts(metrics)
+        if not self.baseline.current:
+            remember(self.baseline, statistics)
+        return rows
 
     # --- evaluation ----------------------------------------------------------------------------------------------
 
@@ -303,7 +317,7 @@ class RolloutDataModule(LightningDataModule, RankState):
         weight = self.tool_reward_weight if split == "train" else 0.0
         scored = [score_episode(episode, self.reward, self.filters, weight) for episode in whole]
         # Held-out episodes are not compared with each other: no groups, no advantages.
-        statistics = GroupStatistics(np.zeros(0), np.zeros(0), 0)
+        statistics = GroupStatistics.none()
         if split == "train":
             self._warn_of_filters(shares_filtered(scored))
             statistics = estimate_advantages(scored, self.advantage, self.filters)

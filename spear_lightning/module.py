@@ -157,7 +157,8 @@ class SpearModule(LightningModule, RolloutHooks):
         if self.imitation_weight > 0:
             shares.append(self._share("replay", minibatch.replay, self.replay_loss, self.imitation_weight))
         if not self._has_signal(shares):
-            self._count("update/skipped", 1.0)
+            if any(share.part.steps for share in shares):  # not a step that there was nothing to fill with
+                self._count("update/skipped", 1.0)
             return
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
@@ -190,7 +191,14 @@ class SpearModule(LightningModule, RolloutHooks):
     def _backward(self, share: _Share, batch: MicroBatch, temperature: float, generator: torch.Generator) -> None:
         mask = batch.response_mask
         stats = self._forward_pass(batch.input_ids, batch.attention_mask, temperature, want=mask > 0)
-        token = share.loss(stats.logps, batch.old_logps, batch.advantages, mask, generator=generator)
+        token = share.loss(
+            stats.logps,
+            batch.old_logps,
+            batch.advantages,
+            mask,
+            entropies=stats.entropies.detach(),
+            generator=generator,
+        )
         per_token = token.loss if batch.weights is None else token.loss * batch.weights
         if self.entropy_bonus and share.source == "fresh":
             per_token = per_token - self.entropy_bonus * stats.entropies
@@ -221,7 +229,7 @@ class SpearModule(LightningModule, RolloutHooks):
             ):
                 store.mean(f"{prefix}/{name}", value.detach(), tokens)
             store.max(f"{prefix}/max_log_ratio", (log_ratio * mask).abs().max())
-            store.sum(f"{prefix}/loss", loss.detach() / self.trainer.num_training_batches)  # mean over the steps
+            store.sum(f"{prefix}/loss", loss.detach() / share.part.steps)  # mean over the steps
             store.sum(f"{prefix}/tokens", tokens)
         lengths = batch.attention_mask.sum(dim=1)
         output = MicroBatchOutput(share.source, stats.entropies.detach(), mask, batch.turns, lengths)

@@ -20,7 +20,7 @@ from spear_lightning.learning_rate import LearningRateSchedule
 from spear_lightning.module import SpearModule
 from spear_lightning.policy import Policy
 from spear_lightning.rollout.episode import Row
-from spear_lightning.rollout.minibatches import IterationStream, build_minibatches
+from spear_lightning.rollout.minibatches import IterationStream, StepPlan, build_minibatches
 
 SGD = partial(torch.optim.SGD, lr=0.5)
 AGGREGATIONS = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
@@ -46,8 +46,7 @@ def minibatches_of(fresh, replay=None, *, max_tokens=10_000, minibatches=1):
     return build_minibatches(
         fresh,
         replay or {},
-        minibatches=minibatches,
-        epochs=1,
+        plan=StepPlan(minibatches),
         max_tokens=max_tokens,
         pad_id=0,
         temperature=1.0,

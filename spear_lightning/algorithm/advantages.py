@@ -17,8 +17,7 @@ from torch import Tensor
 Values = Sequence[float] | npt.NDArray[Any] | Tensor
 Ids = Sequence[Hashable] | npt.NDArray[Any] | Tensor
 GiGPOMode = Literal["mean_norm", "mean_std_norm"]
-Singleton = Literal["raw", "zero"]
-EpisodeWeighting = Literal["turn", "episode"]
+Weighting = Literal["turn", "episode"]
 
 
 class GroupMoments(NamedTuple):
@@ -73,7 +72,48 @@ def grpo(rewards: Values, groups: Ids, *, normalize_std: bool = True, eps: float
     Raises:
         ValueError: the arguments differ in length.
     """
-    return _relative(rewards, groups, normalize_std=normalize_std, eps=eps, singleton="raw")
+    return _relative(rewards, groups, normalize_std=normalize_std, eps=eps)
+
+
+def grpo_turns(
+    returns: Values,
+    penalties: Values,
+    groups: Ids,
+    episodes: Ids,
+    *,
+    normalize_std: bool = True,
+    weighting: Weighting = "turn",
+    eps: float = 1e-6,
+) -> Tensor:
+    """GRPO over turns, as published: ``A_k = (s_k − mean)/(std + eps)`` with ``s_k = R − penalty_k``.
+
+    A penalty is paid by the turn in which it was incurred, and by no other.
+
+    Args:
+        returns: reward R of the turn's episode without penalties, ``(turns,)``.
+        penalties: the turn's own penalty, not negative, ``(turns,)``.
+        groups: id of the turn's group.
+        episodes: id of the turn's episode, unique at least within its group.
+        normalize_std: divide by the standard deviation.
+        weighting: ``turn`` takes mean and deviation over all turns of the group, of ``s``, so that long episodes weigh
+            more (as published); ``episode`` over its episodes, of R. Where no R differs there is no deviation to divide
+            by, and ``episode`` does not divide: a penalty alone must not be blown up to the size of a success.
+        eps: added to the deviation.
+
+    Returns:
+        ``(turns,)``. A group of one turn (one episode) has ``A = s``.
+
+    Raises:
+        ValueError: the arguments differ in length, a penalty is negative, or ``weighting`` is unknown.
+    """
+    _check_option("grpo_turns", "weighting", weighting, ("turn", "episode"))
+    totals, paid = _floats(returns), _floats(penalties)
+    _check_rows("grpo_turns", "returns", totals, penalties=paid, groups=groups, episodes=episodes)
+    if (paid < 0).any():
+        raise ValueError(f"grpo_turns: penalties must not be negative, but one is {float(paid.min())}")
+    return _over_turns(
+        totals, totals - paid, groups, episodes, normalize_std=normalize_std, weighting=weighting, eps=eps
+    )
 
 
 def rloo(rewards: Values, groups: Ids) -> Tensor:
@@ -111,8 +151,8 @@ def reinforce_plus_plus_baseline(rewards: Values, groups: Ids, *, eps: float = 1
     Raises:
         ValueError: the arguments differ in length.
     """
-    centred = _relative(rewards, groups, normalize_std=False, eps=eps, singleton="raw")
-    return _relative(centred, [0] * len(centred), normalize_std=True, eps=eps, singleton="raw")
+    centred = _relative(rewards, groups, normalize_std=False, eps=eps)
+    return _relative(centred, [0] * len(centred), normalize_std=True, eps=eps)
 
 
 def discounted_returns(step_rewards: Values, episodes: Ids, gamma: float) -> Tensor:
@@ -149,14 +189,15 @@ def gigpo(
     *,
     mode: GiGPOMode = "mean_norm",
     step_weight: float = 1.0,
-    episode_weighting: EpisodeWeighting = "turn",
+    episode_weighting: Weighting = "turn",
+    penalties: Values | None = None,
     eps: float = 1e-6,
-    singleton: Singleton = "raw",
 ) -> Tensor:
     """GiGPO, ``A = A_episode + w·A_step``; all inputs have one row per turn.
 
     ``A_episode`` compares the episode's reward with its group. ``A_step`` compares the turn's discounted return with
-    those of all turns of the group that stand on the same anchor (the same state, in whichever episode).
+    those of all turns of the group that stand on the same anchor (the same state, in whichever episode); a turn that
+    stands there alone has nothing to compare with: 0.
 
     Args:
         episode_returns: reward of the turn's episode, ``(turns,)``.
@@ -167,10 +208,10 @@ def gigpo(
         mode: ``mean_norm`` subtracts the mean; ``mean_std_norm`` also divides by the deviation. Both levels alike.
         step_weight: w.
         episode_weighting: ``turn`` takes the episode level's mean and deviation over turns, so that long episodes weigh
-            more (as the reference does); ``episode`` over episodes.
+            more (as the reference does); ``episode`` over episodes, as in :func:`grpo_turns`.
+        penalties: the turn's own, ``(turns,)``, taken off what the turn is worth at both levels, undiscounted; ``None``
+            for none, or where the returns are less them already.
         eps: added to deviations.
-        singleton: a step group of one gets its return as it is (``raw``, as in the reference) or ``zero``: nothing to
-            compare with.
 
     Returns:
         ``(turns,)``.
@@ -178,35 +219,51 @@ def gigpo(
     Raises:
         ValueError: the arguments differ in length, or an option is unknown.
     """
-    _check_option("mode", mode, ("mean_norm", "mean_std_norm"))
-    _check_option("episode_weighting", episode_weighting, ("turn", "episode"))
-    _check_option("singleton", singleton, ("raw", "zero"))
+    _check_option("gigpo", "mode", mode, ("mean_norm", "mean_std_norm"))
+    _check_option("gigpo", "episode_weighting", episode_weighting, ("turn", "episode"))
     totals, steps = _floats(episode_returns), _floats(step_returns)
-    group_list, episode_list, anchor_list = _as_list(groups), _as_list(episodes), _as_list(anchors)
-    for name, rows in (("groups", group_list), ("episodes", episode_list), ("anchors", anchor_list), ("steps", steps)):
-        if len(rows) != len(totals):
-            raise ValueError(f"gigpo needs one row per turn: {len(totals)} episode_returns but {len(rows)} {name}")
+    paid = torch.zeros_like(totals) if penalties is None else _floats(penalties)
+    rows = {"step_returns": steps, "groups": groups, "episodes": episodes, "anchors": anchors, "penalties": paid}
+    _check_rows("gigpo", "episode_returns", totals, **rows)
     normalize = mode == "mean_std_norm"
-    if episode_weighting == "episode":
-        codes, _ = _codes(list(zip(group_list, episode_list, strict=True)), len(totals))
-        first = np.unique(codes.numpy(), return_index=True)[1].tolist()  # a row of each episode, in the order of codes
-        per_episode = _relative(
-            totals[first], [group_list[row] for row in first], normalize_std=normalize, eps=eps, singleton="raw"
-        )
-        episode_level = per_episode[codes.to(totals.device)]
-    else:
-        episode_level = _relative(totals, group_list, normalize_std=normalize, eps=eps, singleton="raw")
-    peers = list(zip(group_list, anchor_list, strict=True))
-    step_level = _relative(steps, peers, normalize_std=normalize, eps=eps, singleton=singleton)
-    return episode_level + step_weight * step_level
+    episode_level = _over_turns(
+        totals, totals - paid, groups, episodes, normalize_std=normalize, weighting=episode_weighting, eps=eps
+    )
+    steps = steps - paid
+    peers = list(zip(_as_list(groups), _as_list(anchors), strict=True))
+    mean, std, size = group_moments(steps, peers)
+    step_level = (steps - mean) / (std + eps) if normalize else steps - mean
+    return episode_level + step_weight * torch.where(size > 1, step_level, 0.0)
 
 
-def _relative(values: Values, groups: Ids, *, normalize_std: bool, eps: float, singleton: Singleton) -> Tensor:
-    """Each value against its group; a group of one keeps its value (``raw``) or gets 0."""
+def _over_turns(
+    returns: Tensor,
+    worth: Tensor,
+    groups: Ids,
+    episodes: Ids,
+    *,
+    normalize_std: bool,
+    weighting: Weighting,
+    eps: float,
+) -> Tensor:
+    """What each turn is worth against the moments of its group, over turns (of ``worth``) or episodes (``returns``)."""
+    if weighting == "turn":
+        return _relative(worth, groups, normalize_std=normalize_std, eps=eps)
+    listed = _as_list(groups)
+    codes, _ = _codes(list(zip(listed, _as_list(episodes), strict=True)), len(returns))
+    first = np.unique(codes.numpy(), return_index=True)[1].tolist()  # a row of each episode, in the order of codes
+    moments = group_moments(returns[first], [listed[row] for row in first])
+    mean, std, size = (moment[codes.to(worth.device)] for moment in moments)
+    divisor = torch.where(std > 0, std + eps, 1.0) if normalize_std else torch.ones_like(std)
+    return torch.where(size > 1, (worth - mean) / divisor, worth)
+
+
+def _relative(values: Values, groups: Ids, *, normalize_std: bool, eps: float) -> Tensor:
+    """Each value against its group; a group of one keeps its value."""
     x = _floats(values)
     mean, std, size = group_moments(x, groups)
     relative = (x - mean) / (std + eps) if normalize_std else x - mean
-    return torch.where(size > 1, relative, x if singleton == "raw" else torch.zeros_like(x))
+    return torch.where(size > 1, relative, x)
 
 
 def _floats(values: Values) -> Tensor:
@@ -230,6 +287,12 @@ def _codes(ids: Ids, rows: int) -> tuple[Tensor, int]:
     return torch.tensor(codes, dtype=torch.long), len(numbers)
 
 
-def _check_option(key: str, value: str, allowed: tuple[str, ...]) -> None:
+def _check_rows(function: str, first: str, values: Tensor, **others: Values | Ids) -> None:
+    for name, rows in others.items():
+        if len(rows) != len(values):
+            raise ValueError(f"{function} needs one row per turn: {len(values)} {first} but {len(rows)} {name}")
+
+
+def _check_option(function: str, key: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise ValueError(f"gigpo: unknown {key} {value!r}: use one of {', '.join(allowed)}")
+        raise ValueError(f"{function}: unknown {key} {value!r}: use one of {', '.join(allowed)}")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from spear_lightning.algorithm.objectives import TokenLoss, clip_cov, kl_cov, ppo_clip
+
+Covariance = Literal["batch", "state"]
 
 
 class PolicyLoss(ABC):
@@ -26,6 +29,7 @@ class PolicyLoss(ABC):
         adv: Tensor,
         mask: Tensor,
         *,
+        entropies: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> TokenLoss:
         """The loss of each token of a micro-batch.
@@ -35,6 +39,7 @@ class PolicyLoss(ABC):
             old_logp: behaviour log-probabilities.
             adv: advantages.
             mask: 0/1; tokens outside take no part.
+            entropies: of the policy at each token, nats, detached; losses that do not need them ignore them.
             generator: what random choices are drawn from; losses without any ignore it.
         """
 
@@ -68,6 +73,7 @@ class PPOClip(PolicyLoss):
         adv: Tensor,
         mask: Tensor,
         *,
+        entropies: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> TokenLoss:
         """See :class:`PolicyLoss`."""
@@ -92,6 +98,8 @@ class ClipCov(PolicyLoss):
         upper: upper bound of the covariance.
         clip_low: ε_low, in (0, 1].
         clip_high: ε_high, above 0.
+        covariance: over the ``batch``, as published, in units of the rewards; or state by ``state``, in nats at any
+            scale of the rewards (:func:`~spear_lightning.algorithm.objectives.covariance`).
 
     Raises:
         ValueError: a value out of range; names the key.
@@ -102,6 +110,7 @@ class ClipCov(PolicyLoss):
     upper: float = 40.0
     clip_low: float = 0.2
     clip_high: float = 0.28
+    covariance: Covariance = "batch"
 
     def __post_init__(self) -> None:
         _check_clip("ClipCov", self.clip_low, self.clip_high)
@@ -115,6 +124,7 @@ class ClipCov(PolicyLoss):
         adv: Tensor,
         mask: Tensor,
         *,
+        entropies: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> TokenLoss:
         """See :class:`PolicyLoss`."""
@@ -128,6 +138,7 @@ class ClipCov(PolicyLoss):
             upper=self.upper,
             clip_low=self.clip_low,
             clip_high=self.clip_high,
+            entropies=entropies if self.covariance == "state" else None,
             generator=generator,
         )
 
@@ -139,6 +150,7 @@ class KLCov(PolicyLoss):
     Args:
         ratio: k, share of the tokens that are penalised, in (0, 1].
         coef: weight of the penalty, not negative.
+        covariance: as in :class:`ClipCov`.
 
     Raises:
         ValueError: a value out of range; names the key.
@@ -146,6 +158,7 @@ class KLCov(PolicyLoss):
 
     ratio: float = 0.02
     coef: float = 1.0
+    covariance: Covariance = "batch"
 
     def __post_init__(self) -> None:
         _check("KLCov.ratio", self.ratio, 0 < self.ratio <= 1, "in (0, 1]")
@@ -158,10 +171,19 @@ class KLCov(PolicyLoss):
         adv: Tensor,
         mask: Tensor,
         *,
+        entropies: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> TokenLoss:
         """See :class:`PolicyLoss`."""
-        return kl_cov(logp, old_logp, adv, mask, ratio=self.ratio, coef=self.coef)
+        return kl_cov(
+            logp,
+            old_logp,
+            adv,
+            mask,
+            ratio=self.ratio,
+            coef=self.coef,
+            entropies=entropies if self.covariance == "state" else None,
+        )
 
 
 def _check_clip(owner: str, low: float, high: float) -> None:

@@ -32,6 +32,7 @@ __all__ = [
     "aggregate",
     "aggregate_sum",
     "clip_cov",
+    "covariance",
     "k3_kl",
     "kl_cov",
     "masked_mean",
@@ -109,13 +110,14 @@ def clip_cov(
     upper: float = 40.0,
     clip_low: float = 0.2,
     clip_high: float = 0.28,
+    entropies: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> TokenLoss:
     """Clip-Cov: PPO in which a few random tokens of high covariance carry no gradient (§2).
 
-    ``cov_i = (A_i − mean A)(logπ_i − mean logπ)`` over the ``N`` tokens of the mask. Tokens that reinforce what is
-    already likely have a large covariance, and are what makes the entropy fall. Among those with ``lower < cov_i <
-    upper`` that the ratio has not already clipped, ``max(1, ⌊λN⌋)`` are drawn uniformly; their loss is zero.
+    Tokens that reinforce what is already likely have a large :func:`covariance`, and are what makes the entropy fall.
+    Among those with ``lower < cov_i < upper`` that the ratio has not already clipped, ``max(1, ⌊λN⌋)`` of the ``N``
+    tokens of the mask are drawn uniformly; their loss is zero.
 
     The means and the draw are over the tokens given, i.e. the micro-batch: the one place where the cut into
     micro-batches matters.
@@ -126,10 +128,11 @@ def clip_cov(
         adv: advantages.
         mask: 0/1.
         ratio: λ; 1 drops every eligible token, and draws nothing at random.
-        lower: lower bound of the covariance, exclusive.
+        lower: lower bound of the covariance, exclusive; in advantage × nats, with ``entropies`` in nats.
         upper: upper bound of the covariance, exclusive.
         clip_low: ε_low.
         clip_high: ε_high.
+        entropies: of the policy at each token, nats: covariances are taken state by state; ``None`` over the batch.
         generator: what is drawn from; ``None`` for torch's global one.
 
     Returns:
@@ -139,8 +142,8 @@ def clip_cov(
     loss, clipped = _clip(terms, clip_low, clip_high)
     inside = mask != 0
     with torch.no_grad():
-        covariance = (terms.adv - masked_mean(terms.adv, mask)) * (terms.logp - masked_mean(terms.logp, mask))
-        eligible = inside & ~clipped & (covariance > lower) & (covariance < upper)
+        cov = covariance(terms.logp, terms.adv, mask, entropies)
+        eligible = inside & ~clipped & (cov > lower) & (cov < upper)
         candidates = eligible.flatten().nonzero().squeeze(-1)
         quota = max(1, int(ratio * int(inside.sum())))
         if quota < len(candidates):
@@ -157,12 +160,19 @@ def clip_cov(
 
 
 def kl_cov(
-    logp: Tensor, old_logp: Tensor, adv: Tensor, mask: Tensor, *, ratio: float = 0.02, coef: float = 1.0
+    logp: Tensor,
+    old_logp: Tensor,
+    adv: Tensor,
+    mask: Tensor,
+    *,
+    ratio: float = 0.02,
+    coef: float = 1.0,
+    entropies: Tensor | None = None,
 ) -> TokenLoss:
     """KL-Cov: the unclipped policy gradient, with a KL penalty on the tokens of largest covariance (§2).
 
-    ``−A·r``, plus ``coef·|log r|`` at the ``max(1, ⌊kN⌋)`` tokens with the largest covariance (as in :func:`clip_cov`,
-    with plain means). Ties go to the earlier token.
+    ``−A·r``, plus ``coef·|log r|`` at the ``max(1, ⌊kN⌋)`` tokens with the largest :func:`covariance`. Ties go to the
+    earlier token.
 
     Args:
         logp: log-probabilities under the policy being trained, ``(batch, tokens)``, nats.
@@ -171,6 +181,7 @@ def kl_cov(
         mask: 0/1.
         ratio: k, share of the tokens that are penalised.
         coef: weight of the penalty.
+        entropies: as in :func:`clip_cov`.
 
     Returns:
         The loss of each token, with diagnostics (``clip_fraction`` is 0).
@@ -179,9 +190,8 @@ def kl_cov(
     inside = mask != 0
     with torch.no_grad():
         positions = inside.flatten().nonzero().squeeze(-1)
-        advantages, logps = terms.adv.flatten()[positions], terms.logp.flatten()[positions]
-        covariance = (advantages - advantages.mean()) * (logps - logps.mean())
-        largest = covariance.argsort(descending=True, stable=True)[: max(1, int(ratio * len(positions)))]
+        cov = covariance(terms.logp, terms.adv, mask, entropies).flatten()[positions]
+        largest = cov.argsort(descending=True, stable=True)[: max(1, int(ratio * len(positions)))]
         penalised = torch.zeros_like(inside).flatten().index_fill(0, positions[largest], True).view_as(inside)
     loss = -terms.adv * terms.r + torch.where(penalised, coef * terms.log_r.abs(), 0.0)
     return TokenLoss(
@@ -190,6 +200,40 @@ def kl_cov(
         approx_kl=terms.approx_kl(mask),
         cov_fraction=masked_mean(penalised.to(loss.dtype), mask),
     )
+
+
+def covariance(logp: Tensor, adv: Tensor, mask: Tensor, entropies: Tensor | None = None) -> Tensor:
+    """By how much each token, reinforced as its advantage says, lowers the entropy (Cui et al., arXiv 2505.22617).
+
+    To first order a step of the policy gradient changes the entropy at a state by ``−η·E_a[(logπ − E logπ)·A]``.
+
+    - Over the batch, as published: ``(A_i − mean A)(logπ_i − mean logπ)``, the means over the tokens of the mask for
+      both expectations. It scales with the rewards, and is 0 wherever all advantages are equal, as those of replayed
+      successes soon are.
+    - State by state, with ``entropies``: ``(A_i / rms A)(logπ_i + H_i)``. An advantage is relative to what is expected
+      already, and ``E logπ = −H`` is known exactly at each state. In nats, at any scale of the rewards: how much more
+      likely than usual at its state the token is that an advantage of ordinary size reinforces.
+
+    Args:
+        logp: log-probabilities under the policy being trained, ``(batch, tokens)``, nats.
+        adv: advantages.
+        mask: 0/1.
+        entropies: of the policy at each token, nats; ``None`` for the form over the batch.
+
+    Returns:
+        ``(batch, tokens)``, detached; meaningless outside the mask.
+    """
+    inside = mask != 0
+    tokens = inside.sum().clamp(min=1)
+
+    def mean(x: Tensor) -> Tensor:
+        return torch.where(inside, x, 0.0).sum() / tokens
+
+    with torch.no_grad():
+        if entropies is None:
+            return (adv - mean(adv)) * (logp - mean(logp))
+        scale = mean(adv.square()).sqrt().clamp(min=TINY)
+        return adv / scale * (logp + _harmless(at_least_single(entropies), mask))
 
 
 class _Ratio(NamedTuple):

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,21 +14,33 @@ from spear_lightning.algorithm.filters import ZERO_DEVIATION
 
 
 class RewardBaseline:
-    """Medians of recent groups' mean rewards (P50) and deviations: first in, first out.
+    """What is usual by now: a percentile of recent groups' mean rewards (P50), first in, first out.
 
     On several ranks, give each the values of all ranks: they must agree.
 
     Args:
         capacity: number of groups remembered.
+        percentile: of the mean rewards that a success must exceed to be replayed; 50 is the median.
+        groups: which groups enter: ``all``, or those ``kept`` by the group filter (as published).
+        current: whether an iteration's groups enter before it draws from replay; published: after.
 
     Raises:
-        ValueError: ``capacity`` below 1.
+        ValueError: ``capacity`` below 1, or ``percentile`` not between 0 and 100.
     """
 
-    def __init__(self, capacity: int = 10240) -> None:
+    def __init__(
+        self,
+        capacity: int = 10240,
+        percentile: float = 50.0,
+        groups: Literal["all", "kept"] = "all",
+        current: bool = True,
+    ) -> None:
         if capacity < 1:
-            raise ValueError(f"RewardBaseline.capacity must be at least 1, not {capacity}")
-        self.capacity = capacity
+            raise ValueError(f"data.baseline.capacity must be at least 1, not {capacity}")
+        if not 0 <= percentile <= 100:
+            raise ValueError(f"data.baseline.percentile must be between 0 and 100 (50 is P50), not {percentile}")
+        self.capacity, self.percentile = capacity, percentile
+        self.groups, self.current = groups, current
         self._means: deque[float] = deque(maxlen=capacity)
         self._stds: deque[float] = deque(maxlen=capacity)
 
@@ -40,7 +52,7 @@ class RewardBaseline:
 
         Args:
             group_means: mean reward of each group.
-            group_stds: standard deviation of each group's rewards; needed where advantages are divided by it.
+            group_stds: what the advantages of each group were divided by.
         """
         self._means.extend(map(float, group_means))
         if group_stds is not None:
@@ -48,8 +60,16 @@ class RewardBaseline:
 
     @property
     def median(self) -> float:
-        """P50, the median of the mean rewards; 0 before the first update."""
-        return float(np.median(self._means)) if self._means else 0.0
+        """The median of the mean rewards; 0 before the first update."""
+        return self._percentile(50.0)
+
+    @property
+    def level(self) -> float:
+        """The configured percentile of the mean rewards; 0 before the first update."""
+        return self._percentile(self.percentile)
+
+    def _percentile(self, percentile: float) -> float:
+        return float(np.percentile(self._means, percentile)) if self._means else 0.0
 
     @property
     def std_median(self) -> float:
@@ -78,7 +98,7 @@ class ReplayEntry:
     Attributes:
         key: unique name over all ranks and iterations, for example ``"iteration/task/index/turn"``.
         payload: what is trained on; opaque here, saved as it is.
-        reward: episode reward R when it was played.
+        reward: what it was worth when it was played: R less the penalty of its turns (their mean).
         advantage: A when it was played.
         iteration: t when it was played.
     """
@@ -100,12 +120,20 @@ class Recalibration(ABC):
 
 @dataclass(frozen=True)
 class BaselineRecalibration(Recalibration):
-    """``Ã = R − P50``, over the median deviation where advantages are normalised: what is usual by now is dropped."""
+    """``Ã = R − P50``, over the median deviation where advantages are normalised: what is usual by now is dropped.
+
+    Args:
+        normalize_std: divide by the median of what fresh advantages were divided by; ``None`` does where they are
+            divided. (Published: not with GiGPO, though it divides fresh ones.)
+    """
+
+    normalize_std: bool | None = None
 
     def __call__(self, entry: ReplayEntry, baseline: RewardBaseline, normalize_std: bool) -> float:
         """See :class:`Recalibration`."""
-        excess = entry.reward - baseline.median
-        return excess / baseline.std_median if normalize_std else excess
+        excess = entry.reward - baseline.level
+        divide = normalize_std if self.normalize_std is None else self.normalize_std
+        return excess / baseline.std_median if divide else excess
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The episode reward ``R = R_outcome + μ·R_tool + R_format − penalty·n_invalid`` and each turn's share of it (§1.2)."""
+"""What an episode is paid, ``R = R_outcome + μ·R_tool + R_format``, and what its invalid turns pay (§1.2)."""
 
 from __future__ import annotations
 
@@ -48,23 +48,24 @@ _TOOL_VARIANTS: dict[str, Callable[[int, bool], float]] = {
 
 @dataclass(frozen=True)
 class RewardParts:
-    """A composed reward.
+    """A composed reward. A turn is worth R less its own penalty.
 
     Attributes:
-        total: R, the sum of the four parts.
+        total: R, the sum of the three parts.
         outcome: R_outcome.
         tool: μ(t)·R_tool.
         format: R_format.
-        penalty: −penalty·n_invalid, not positive.
-        turn_rewards: share of R that belongs to each turn, float64 ``(turns,)``; they sum to R (if there is a turn).
+        penalties: what each turn pays for itself, not negative, float64 ``(turns,)``.
+        step_rewards: the environment's own reward of each turn, R_outcome in the last one, float64 ``(turns,)``; tool
+            reward and penalties are not in it.
     """
 
     total: float
     outcome: float
     tool: float
     format: float
-    penalty: float
-    turn_rewards: npt.NDArray[np.float64]
+    penalties: npt.NDArray[np.float64]
+    step_rewards: npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class RewardComposer:
         success: R_outcome of a solved task.
         failure: R_outcome of any other.
         score_scale: times the environment's own summed reward, added to R_outcome (partial credit); 0 as published.
-        invalid_penalty: taken off for each turn without the required form, in that turn.
+        invalid_penalty: what a turn without the required form pays, and no other turn of its episode.
         tool_scale: scales R_tool. With ``success`` = 1 a tool reward of up to 1 rivals solving the task: use 0.1,
             the published ratio.
         tool_variant: see :func:`tool_reward`.
@@ -108,25 +109,18 @@ class RewardComposer:
     ) -> RewardParts:
         """The reward of one episode.
 
-        The penalty belongs to the turn it happened in, everything else to the last turn.
-
         Args:
             success: whether the task was solved.
             score: sum of the environment's own rewards.
             tool_calls: n of R_tool.
             invalid_turns: one per turn: it did not have the required form.
             mu: μ(t), the weight of R_tool in this iteration.
-
-        Returns:
-            The parts. ``total`` is summed from counts, not from turns, so that episodes alike in their counts have
-            exactly equal rewards and a group of them exactly no deviation.
         """
-        turns, invalid = len(invalid_turns), sum(map(bool, invalid_turns))
+        turns = len(invalid_turns)
         outcome = (self.success if success else self.failure) + self.score_scale * score
         tool = mu * self.tool_scale * tool_reward(tool_calls, correct=success, variant=self.tool_variant)
-        form = self.format_reward if turns and not invalid else 0.0
-        penalty = -self.invalid_penalty * invalid if invalid else 0.0
-        turn_rewards = np.where(np.asarray(invalid_turns, dtype=bool), -self.invalid_penalty, 0.0)
-        if turns:
-            turn_rewards[-1] += outcome + tool + form
-        return RewardParts(outcome + tool + form + penalty, outcome, tool, form, penalty, turn_rewards)
+        form = self.format_reward if turns and not any(invalid_turns) else 0.0
+        penalties = np.where(np.asarray(invalid_turns, dtype=bool), self.invalid_penalty, 0.0)
+        step_rewards = np.zeros(turns)
+        step_rewards[-1:] = outcome
+        return RewardParts(outcome + tool + form, outcome, tool, form, penalties, step_rewards)

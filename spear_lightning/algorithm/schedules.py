@@ -48,8 +48,8 @@ class Schedule(ABC):
 
 
 @dataclass(frozen=True)
-class Off(Schedule):
-    """Always 0 (mode ``none``)."""
+class Zero(Schedule):
+    """Always 0 (mode ``none``; ``Off`` would be read by YAML as false)."""
 
     def __call__(self, t: int) -> float:
         """See :class:`Schedule`."""

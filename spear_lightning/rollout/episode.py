@@ -87,6 +87,11 @@ class Episode:
         return sum(turn.tool_call for turn in self.turns)
 
     @property
+    def samples(self) -> int:
+        """Training samples that it is made into: one a turn in ``stepwise`` context, else one."""
+        return len(self.turns) if self.context == "stepwise" else 1
+
+    @property
     def invalid(self) -> int:
         """Turns whose response did not have the required form."""
         return sum(not turn.valid for turn in self.turns)

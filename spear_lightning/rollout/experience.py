@@ -27,7 +27,7 @@ def admissible_entries(scored: Iterable[ScoredEpisode], has_tools: bool = True) 
         ReplayEntry(
             key=key,
             payload=store.add(row),
-            reward=item.reward,
+            reward=item.worth(sorted({int(turn) for turn in row.turns[row.mask]})),
             advantage=row.advantage,
             iteration=item.episode.iteration,
         )

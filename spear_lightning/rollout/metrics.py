@@ -50,6 +50,7 @@ def _record_training(store: MetricStore, scored: list[ScoredEpisode]) -> None:
     _means(store, "reward/total", (item.reward for item in scored))
     for part in scored[0].parts if scored else ():
         _means(store, f"reward/{part}", (item.parts[part] for item in scored))
+    _means(store, "reward/penalty", (-item.penalties.sum() for item in scored))
     _means(store, "reward/group_std", (item.group_std for item in scored))
     _means(store, "reward/flat_groups", (item.group_std == 0 for item in scored))
     _means(store, "filter/group_kept", (item.group_kept for item in scored))

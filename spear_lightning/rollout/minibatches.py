@@ -7,8 +7,9 @@ DeepSpeed's collectives need every rank to take part in every backward pass).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
 import torch
@@ -21,6 +22,7 @@ from spear_lightning.rollout.episode import Row
 
 T = TypeVar("T")
 Source = Literal["fresh", "replay"]
+ReplaySteps = Literal["mixed", "own"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +33,17 @@ class Part:
         micro_batches: the same number on every rank.
         tokens: generated tokens in the loss, over all ranks.
         signal: such tokens whose advantage is not zero, over all ranks.
+        steps: of the iteration that learn from this source; 0 if this one does not.
     """
 
     micro_batches: list[MicroBatch] = field(default_factory=list)
     tokens: int = 0
     signal: int = 0
+    steps: int = 0
 
     def to(self, device: torch.device | str) -> Part:
         """The same on another device."""
-        return replace(self, micro_batches=[batch.to(device) for batch in self.micro_batches])
+        return dataclasses.replace(self, micro_batches=[batch.to(device) for batch in self.micro_batches])
 
 
 class Minibatch:
@@ -86,12 +90,39 @@ class IterationStream(Generic[T]):
         return self._play()
 
 
+@dataclass(frozen=True)
+class StepPlan:
+    """How an iteration's rows are shared out over optimizer steps.
+
+    Args:
+        minibatches: steps of a pass over the rows.
+        rows: most rows of a step, over all ranks; their number then follows from how many rows there are, and
+            ``minibatches`` is not looked at. ``None`` leaves it at ``minibatches``.
+        epochs: passes over the rows.
+        replay: replayed rows are ``mixed`` into the steps of fresh ones, or have steps of their ``own`` after them.
+    """
+
+    minibatches: int = 1
+    rows: int | None = None
+    epochs: int = 1
+    replay: ReplaySteps = "mixed"
+
+    def count(self, rows: int) -> int:
+        """Steps of a pass over so many rows."""
+        return self.minibatches if self.rows is None else max(1, -(-rows // self.rows))
+
+    def most(self, fresh: int, replay: int) -> int:
+        """Steps of an iteration of at most so many rows of each source (0: the source is not used)."""
+        own = self.count(replay) if self.replay == "own" and replay else 0
+        return self.epochs * (self.count(fresh) + own)
+
+
 def build_minibatches(
     fresh: Mapping[str, Row],
     replay: Mapping[str, Row],
     *,
-    minibatches: int,
-    epochs: int,
+    plan: StepPlan,
+    length: int = 0,
     max_tokens: int,
     pad_id: int,
     temperature: float,
@@ -99,13 +130,14 @@ def build_minibatches(
     iteration: int,
     layout: Layout = "padded",
 ) -> list[Minibatch]:
-    """Deal rows into the ``epochs * minibatches`` steps of an iteration. Every rank must call it.
+    """Deal rows into the steps of an iteration. Every rank must call it.
 
     Args:
         fresh: this rank's rows by a key that is unique over ranks.
-        replay: likewise; replayed rows are spread over the steps like fresh ones, so that each step sees both.
-        minibatches: optimizer steps per pass over the rows.
-        epochs: passes over the rows.
+        replay: likewise.
+        plan: how they are shared out. Mixed, replayed rows are spread over the steps like fresh ones, so that each
+            step sees both; in steps of their own they come after all fresh ones.
+        length: minibatches to return at least; those after the last step are empty.
         max_tokens: that are computed for a micro-batch at most (:func:`~spear_lightning.rollout.batching.pack`).
         pad_id: token id that short rows are filled up with.
         temperature: rows were sampled at.
@@ -113,28 +145,30 @@ def build_minibatches(
         iteration: number of this iteration.
         layout: how the policy takes rows.
     """
-    steps: list[Minibatch] = []
-    for epoch in range(epochs):
-        parts = {}
-        sources: tuple[tuple[Source, Mapping[str, Row]], ...] = (("fresh", fresh), ("replay", replay))
-        for source, rows in sources:
-            keys = concatenate(sorted(rows))
-            step_of = split_minibatches(keys, minibatches, stream_seed("deal", source, seed, iteration, epoch))
-            parts[source] = [
+
+    def dealt(source: Source, rows: Mapping[str, Row], steps: int | None = None) -> list[Part]:
+        keys = concatenate(sorted(rows))
+        count = plan.count(len(keys)) if steps is None else steps
+        parts: list[Part] = []
+        for epoch in range(plan.epochs):
+            step_of = split_minibatches(keys, count, stream_seed("deal", source, seed, iteration, epoch))
+            parts += [
                 _part([rows[key] for key in sorted(rows) if step_of[key] == step], max_tokens, pad_id, source, layout)
-                for step in range(minibatches)
+                for step in range(count)
             ]
-        for step in range(minibatches):
-            number = epoch * minibatches + step
-            steps.append(
-                Minibatch(
-                    fresh=parts["fresh"][step],
-                    replay=parts["replay"][step],
-                    temperature=temperature,
-                    seed=stream_seed("update", seed, iteration, number),
-                )
-            )
-    return steps
+        return [dataclasses.replace(part, steps=len(parts)) for part in parts]
+
+    new = dealt("fresh", fresh)
+    if plan.replay == "mixed":
+        pairs = list(zip(new, dealt("replay", replay, len(new) // plan.epochs), strict=True))
+    else:
+        pairs = [(part, Part()) for part in new]
+        pairs += [(Part(), part) for part in (dealt("replay", replay) if concatenate(replay) else [])]
+    pairs += [(Part(), Part())] * (length - len(pairs))
+    return [
+        Minibatch(of_fresh, of_replay, temperature, stream_seed("update", seed, iteration, number))
+        for number, (of_fresh, of_replay) in enumerate(pairs)
+    ]
 
 
 def _part(rows: list[Row], max_tokens: int, pad_id: int, source: Source, layout: Layout) -> Part:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,28 +19,38 @@ class ScoredEpisode:
     Attributes:
         episode: as played.
         reward: composed episode reward R (``algorithm.rewards``).
-        parts: the parts that R is the sum of, by name: ``outcome``, ``tool`` (weighted by μ), ``format``,
-            ``penalty``.
-        turn_rewards: the share of R that belongs to each turn, float64 ``(turns,)`` (GiGPO discounts these).
+        parts: the parts that R is the sum of, by name: ``outcome``, ``tool`` (weighted by μ), ``format``.
+        penalties: what each turn pays for itself, not negative, float64 ``(turns,)``.
+        step_rewards: the environment's own reward of each turn, float64 ``(turns,)`` (GiGPO discounts these).
         filters: names of the quality filters that apply to the whole episode (``overlong``, ``incomplete``,
             ``repetitive``, ``unreadable``), empty if none.
         keep: one per turn; false takes the turn out of the loss.
         group_kept: false if the whole group was dropped (smallest reward deviation, or none).
         advantages: one per turn, float64 ``(turns,)``; zeros until estimated.
-        group_mean: mean reward of the group.
-        group_std: sample standard deviation of the group's rewards.
+        group_mean: mean R of the group.
+        group_std: sample standard deviation of R in the group.
     """
 
     episode: Episode
     reward: float
     parts: dict[str, float]
-    turn_rewards: npt.NDArray[np.float64]
+    penalties: npt.NDArray[np.float64]
+    step_rewards: npt.NDArray[np.float64]
     filters: frozenset[str] = frozenset()
     keep: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
     group_kept: bool = True
     advantages: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     group_mean: float = 0.0
     group_std: float = 0.0
+
+    def worth(self, turns: Sequence[int] | None = None) -> float:
+        """R less the mean penalty of some turns: what a sample that is made of them is worth.
+
+        Args:
+            turns: their numbers; ``None`` for all.
+        """
+        penalties = self.penalties if turns is None else self.penalties[list(turns)]
+        return self.reward - (float(penalties.mean()) if len(penalties) else 0.0)
 
 
 class Rollout:

@@ -17,23 +17,28 @@ from spear_lightning.algorithm.estimators import AdvantageEstimator, TurnTable
 from spear_lightning.algorithm.filters import QualityFilters, keep_groups
 from spear_lightning.algorithm.rewards import RewardComposer
 from spear_lightning.distributed import gather
-from spear_lightning.rollout.episode import Episode
+from spear_lightning.rollout.episode import Context, Episode
 from spear_lightning.rollout.scored import ScoredEpisode
 
 
 @dataclass(frozen=True, slots=True)
 class GroupStatistics:
-    """Reward statistics of all groups of an iteration, over all ranks, in order of group.
+    """Reward statistics of all groups of an iteration, over all ranks, in order of group; each ``(groups,)``.
 
     Attributes:
-        means: mean reward per group, float64 ``(groups,)``.
-        stds: sample standard deviation per group (0 for a group of one), float64 ``(groups,)``.
-        kept: number of groups that stay in the batch.
+        means: mean of R over the episodes of the group, float64.
+        deviations: what its advantages are divided by, float64; ones where the estimator does not divide.
+        kept: whether it stays in the batch, bool.
     """
 
     means: np.ndarray
-    stds: np.ndarray
-    kept: int
+    deviations: np.ndarray
+    kept: np.ndarray
+
+    @classmethod
+    def none(cls) -> GroupStatistics:
+        """Of an iteration without groups."""
+        return cls(np.zeros(0), np.zeros(0), np.zeros(0, bool))
 
 
 def score_episode(
@@ -70,8 +75,9 @@ def score_episode(
     return ScoredEpisode(
         episode=episode,
         reward=parts.total,
-        parts={"outcome": parts.outcome, "tool": parts.tool, "format": parts.format, "penalty": parts.penalty},
-        turn_rewards=parts.turn_rewards,
+        parts={"outcome": parts.outcome, "tool": parts.tool, "format": parts.format},
+        penalties=parts.penalties,
+        step_rewards=parts.step_rewards,
         filters=found,
         keep=clean,
         advantages=np.zeros(len(episode.turns)),
@@ -94,56 +100,88 @@ def estimate_advantages(
     """Fill in group statistics, dropped groups and advantages, in place.
 
     Every rank must call it. Filtered episodes count in their group's baseline; a dropped group keeps its advantages
-    (for the logs) and loses its loss mask.
+    (for the logs) and loses its loss mask. Groups are ranked by the deviation, over episodes, of R less the episode's
+    mean penalty.
 
     Args:
         scored: this rank's episodes.
         estimator: GRPO, GiGPO, …
         filters: whose ``keep_share`` says how many groups stay.
     """
-    rows = [
-        (
-            item.episode.group,
-            item.episode.index,
-            item.reward,
-            [float(reward) for reward in item.turn_rewards],
-            [_digest(turn.anchor) for turn in item.episode.turns],
-        )
-        for item in scored
-    ]
-    parts = gather(rows)
-    everything = sorted(row for part in parts for row in part)
+    parts = gather([_Scores.of(item) for item in scored])
+    everything = sorted((row for part in parts for row in part), key=lambda row: (row.group, row.index))
     if not everything:
-        return GroupStatistics(np.zeros(0), np.zeros(0), 0)
-
-    rewards: dict[int, list[float]] = {}
-    for group, _, reward, _, _ in everything:
-        rewards.setdefault(group, []).append(reward)
-    groups = sorted(rewards)
-    means = np.array([np.mean(rewards[group]) for group in groups])
-    stds = np.array([np.std(rewards[group], ddof=1) if len(rewards[group]) > 1 else 0.0 for group in groups])
-    kept = keep_groups(stds, groups, filters.keep_share)
-
-    # Episodes that never got to a turn count in the baseline of their group, but have no row in the table.
-    lengths = [max(1, len(turns)) for _, _, _, turns, _ in everything]
-    table = TurnTable(
-        episode_rewards=np.repeat([row[2] for row in everything], lengths),
-        step_rewards=np.concatenate([np.asarray(row[3] or [row[2]], dtype=np.float64) for row in everything]),
-        groups=np.repeat([row[0] for row in everything], lengths),
-        episodes=np.repeat(np.arange(len(everything)), lengths),
-        anchors=[anchor for row in everything for anchor in (row[4] or [""])],
-    )
+        return GroupStatistics.none()
+    table, lengths = _table(everything)
     advantages = np.split(np.asarray(estimator(table), dtype=np.float64), np.cumsum(lengths)[:-1])
-    of_episode = {row[:2]: values for row, values in zip(everything, advantages, strict=True)}
+    of_episode = {(row.group, row.index): values for row, values in zip(everything, advantages, strict=True)}
+
+    groups = sorted({row.group for row in everything})
+    members = [[row for row in everything if row.group == group] for group in groups]
+    means = np.array([np.mean([row.reward for row in rows]) for rows in members])
+    stds = [_deviation([row.reward for row in rows]) for rows in members]
+    kept = keep_groups([_deviation([row.worth for row in rows]) for rows in members], groups, filters.keep_share)
+    positions = {group: position for position, group in enumerate(groups)}
     for item in scored:
         group = item.episode.group
-        position = groups.index(group)
+        position = positions[group]
         item.advantages = of_episode[group, item.episode.index][: len(item.episode.turns)]
-        item.group_mean, item.group_std = float(means[position]), float(stds[position])
+        item.group_mean, item.group_std = float(means[position]), stds[position]
         item.group_kept = group in kept
         if not item.group_kept:
             item.keep = np.zeros_like(item.keep)
-    return GroupStatistics(means=means, stds=stds, kept=len(kept))
+    return GroupStatistics(
+        means=means,
+        deviations=np.asarray(estimator.deviations(table), dtype=np.float64),
+        kept=np.array([group in kept for group in groups]),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """What all ranks must know of an episode: a few numbers a turn."""
+
+    group: int
+    index: int
+    context: Context
+    reward: float
+    worth: float
+    penalties: list[float]
+    step_rewards: list[float]
+    anchors: list[str]
+
+    @classmethod
+    def of(cls, item: ScoredEpisode) -> _Scores:
+        return cls(
+            group=item.episode.group,
+            index=item.episode.index,
+            context=item.episode.context,
+            reward=item.reward,
+            worth=item.worth(),
+            penalties=item.penalties.tolist() or [0.0],
+            step_rewards=item.step_rewards.tolist() or [item.parts["outcome"]],
+            anchors=[_digest(turn.anchor) for turn in item.episode.turns] or [""],
+        )
+
+
+def _table(everything: Sequence[_Scores]) -> tuple[TurnTable, list[int]]:
+    """The table of all turns, and how many rows of it each episode has: at least one, which counts in the baseline."""
+    lengths = [len(row.penalties) for row in everything]
+    table = TurnTable(
+        returns=np.repeat([row.reward for row in everything], lengths),
+        penalties=np.concatenate([row.penalties for row in everything]),
+        step_rewards=np.concatenate([row.step_rewards for row in everything]),
+        groups=np.repeat([row.group for row in everything], lengths),
+        episodes=np.repeat(np.arange(len(everything)), lengths),
+        anchors=[anchor for row in everything for anchor in row.anchors],
+        samples="turn" if everything[0].context == "stepwise" else "episode",
+    )
+    return table, lengths
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """Sample standard deviation; exactly 0 where all values are equal."""
+    return float(np.std(values, ddof=1)) if max(values) > min(values) else 0.0
 
 
 def _digest(anchor: str) -> str:

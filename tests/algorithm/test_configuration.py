@@ -33,7 +33,7 @@ def parse(**parts):
     config = {
         "loss": {"class_path": "spear_lightning.algorithm.PPOClip"},
         "advantage": {"class_path": "spear_lightning.algorithm.GRPO"},
-        "mu": {"class_path": "spear_lightning.algorithm.Off"},
+        "mu": {"class_path": "spear_lightning.algorithm.Zero"},
     }
     parsed = parser.parse_object({"parts": config | parts})
     again = parser.parse_string(parser.dump(parsed))  # what is printed can be read back

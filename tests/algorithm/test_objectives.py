@@ -9,6 +9,7 @@ from spear_lightning.algorithm.losses import ClipCov, KLCov, PPOClip
 from spear_lightning.algorithm.objectives import (
     aggregate,
     clip_cov,
+    covariance,
     k3_kl,
     kl_cov,
     ppo_clip,
@@ -133,6 +134,47 @@ def test_kl_cov_by_hand():
     torch.testing.assert_close(out.loss, plain + row(0.0, 0.0, 0.6, 0.0))
 
 
+def test_covariance_state_by_state_by_hand():
+    """Two states of two actions each; equal advantages, as those of replayed successes are."""
+    probabilities = torch.tensor([[0.8, 0.5]], dtype=torch.float64)
+    entropies = -(probabilities * probabilities.log() + (1 - probabilities) * (1 - probabilities).log())
+    logp, ones = probabilities.log(), torch.ones(1, 2)
+    by_hand = logp + entropies
+    assert by_hand[0, 1].item() == pytest.approx(0.0)  # both actions are as likely: reinforcing one changes nothing yet
+    for size in (0.1, 1.0, 10.0):  # at any scale of the rewards
+        torch.testing.assert_close(covariance(logp, torch.full((1, 2), size), ones, entropies), by_hand)
+    assert (covariance(logp, torch.ones(1, 2), ones) == 0).all()  # over the batch equal advantages vanish
+    punished = covariance(logp, torch.tensor([[1.0, -1.0]], dtype=torch.float64), ones, entropies)
+    torch.testing.assert_close(punished, by_hand * torch.tensor([[1.0, -1.0]]))
+
+
+def test_covariance_state_by_state_is_the_change_of_entropy():
+    """To first order a step of the policy gradient on one state changes its entropy by −η·Σ π²(A·(logπ + H)) + …"""
+    logits = torch.tensor([1.5, 0.3, -0.4, 0.0], dtype=torch.float64, requires_grad=True)
+    adv = torch.tensor([1.0, -2.0, 0.5, 0.7], dtype=torch.float64)
+    with torch.no_grad():
+        adv -= (logits.softmax(0) * adv).sum()  # an advantage: nothing is expected of it
+    logp = logits.log_softmax(0)
+    entropy = -(logp.exp() * logp).sum()
+    step = 1e-4 * adv  # natural policy gradient: each logit moves by its advantage
+    after = (logits + step).detach().log_softmax(0)
+    change = -(after.exp() * after).sum() - entropy.detach()
+    with torch.no_grad():
+        cov = covariance(logp[None], adv[None], torch.ones(1, 4), entropy.expand(1, 4))[0]
+        expected = -1e-4 * (logp.exp() * cov).sum() * adv.square().mean().sqrt()
+    assert change.item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_clip_cov_state_by_state_acts_on_equal_advantages():
+    probabilities = torch.tensor([[0.8, 0.5, 0.999]], dtype=torch.float64)
+    entropies = -(probabilities * probabilities.log() + (1 - probabilities) * (1 - probabilities).log())
+    logp, adv, mask = probabilities.log(), torch.full((1, 3), 0.4), torch.ones(1, 3)
+    state = clip_cov(logp, logp, adv, mask, ratio=1.0, lower=0.1, upper=5.0, entropies=entropies)
+    assert (state.loss[0] == 0).tolist() == [True, False, False]
+    assert state.cov_fraction.item() == pytest.approx(1 / 3)
+    assert clip_cov(logp, logp, adv, mask, ratio=1.0, lower=0.0, upper=5.0).cov_fraction.item() == 0.0
+
+
 def test_kl_cov_is_not_clipped():
     logp, old = ratios(15.0)
     assert kl_cov(logp, old, row(-1.0), torch.ones(1, 1), coef=0.0).loss.item() == pytest.approx(15.0)
@@ -179,6 +221,7 @@ def test_every_setting_of_a_loss_reaches_its_function(loss, function):
     generator = torch.Generator().manual_seed(0)
     logp, old, adv = (3 * torch.randn(4, 50, generator=generator, dtype=torch.float64) for _ in range(3))
     mask = torch.ones(4, 50)
+    entropies = 9 * torch.rand(4, 50, generator=generator, dtype=torch.float64)
     plain = function(logp, old, adv, mask, **({"generator": seeded()} if loss is ClipCov else {})).loss
     changes = {
         "clip_low": 0.5,
@@ -188,12 +231,14 @@ def test_every_setting_of_a_loss_reaches_its_function(loss, function):
         "lower": 8.0,
         "upper": 2.0,
         "coef": 9.0,
+        "covariance": "state",
     }
     mine = [name for name in loss.__dataclass_fields__ if name in changes]
     assert len(mine) == len(loss.__dataclass_fields__)
     for name in mine:
-        made = loss(**{name: changes[name]})(logp, old, adv, mask, generator=seeded()).loss
-        options = {name: changes[name]} | ({"generator": seeded()} if loss is ClipCov else {})
+        made = loss(**{name: changes[name]})(logp, old, adv, mask, entropies=entropies, generator=seeded()).loss
+        options = {name: changes[name]} if name != "covariance" else {"entropies": entropies}
+        options |= {"generator": seeded()} if loss is ClipCov else {}
         assert torch.equal(made, function(logp, old, adv, mask, **options).loss)
         assert not torch.equal(made, plain)
 

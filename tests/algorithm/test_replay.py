@@ -243,7 +243,9 @@ def test_state_round_trip_is_exact():
     [
         (lambda: ReplayBuffer(capacity=0), r"ReplayBuffer\.capacity"),
         (lambda: ReplayBuffer(max_age=0), r"ReplayBuffer\.max_age"),
-        (lambda: RewardBaseline(capacity=0), r"RewardBaseline\.capacity"),
+        (lambda: RewardBaseline(capacity=0), r"data\.baseline\.capacity"),
+        (lambda: RewardBaseline(percentile=101), r"data\.baseline\.percentile"),
+        (lambda: RewardBaseline(percentile=-1), r"data\.baseline\.percentile"),
         (lambda: Drain(ready=0), r"Drain\.ready"),
         (lambda: Mix(ratio=-1), r"Mix\.ratio"),
     ],

@@ -1,6 +1,6 @@
 import pytest
 
-from spear_lightning.algorithm.schedules import Constant, CosineDecay, CosineWarmup, Off, cosine_decay, cosine_warmup
+from spear_lightning.algorithm.schedules import Constant, CosineDecay, CosineWarmup, Zero, cosine_decay, cosine_warmup
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ def test_no_horizon_means_over_at_once():
 
 
 def test_modes_without_a_curve():
-    assert [Off()(t) for t in (0, 99)] == [0.0, 0.0]
+    assert [Zero()(t) for t in (0, 99)] == [0.0, 0.0]
     assert [Constant()(t) for t in (0, 99)] == [1.0, 1.0]
     assert Constant(0.3)(5) == 0.3
 

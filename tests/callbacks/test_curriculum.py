@@ -5,7 +5,7 @@ import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
 
-from spear_lightning.algorithm.schedules import Constant, Off
+from spear_lightning.algorithm.schedules import Constant, Zero
 from spear_lightning.callbacks import CurriculumSchedule
 from tests.callbacks.tiny import Script, TinyData, TinyModule, make_trainer
 
@@ -58,7 +58,7 @@ def test_resuming_continues_the_schedule_where_it_was(tmp_path: Path) -> None:
 
 
 def test_other_schedules_can_be_given() -> None:
-    curriculum = CurriculumSchedule(imitation=Constant(0.3), tool_reward=Off())
+    curriculum = CurriculumSchedule(imitation=Constant(0.3), tool_reward=Zero())
     assert curriculum.imitation(0) == 0.3
     assert curriculum.tool_reward(0) == 0.0
     assert CurriculumSchedule(tool_reward_decay=0).tool_reward(0) == 0.0
@@ -72,7 +72,7 @@ def test_a_missing_replay_buffer_is_refused_before_anything_is_played(tmp_path: 
     assert data.weights == []
 
 
-@pytest.mark.parametrize("curriculum", [CurriculumSchedule(imitation_max=0.0), CurriculumSchedule(imitation=Off())])
+@pytest.mark.parametrize("curriculum", [CurriculumSchedule(imitation_max=0.0), CurriculumSchedule(imitation=Zero())])
 def test_the_tool_reward_alone_needs_no_replay_buffer(tmp_path: Path, curriculum: CurriculumSchedule) -> None:
     data = TinyData(replay=None)
     make_trainer(tmp_path, [curriculum]).fit(TinyModule(), datamodule=data)

@@ -108,7 +108,7 @@ def test_a_record_holds_what_was_played_and_what_became_of_it(tmp_path: Path) ->
         "entropy": 1.5,
         "advantage": 0.25,
         "keep": True,
-        "shaped_reward": 0.5,
+        "penalty": 0.0,
     }
     assert (second["action"], second["valid"], second["finish"], second["keep"]) == (None, False, "length", False)
 

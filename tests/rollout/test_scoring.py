@@ -29,7 +29,7 @@ def test_advantages_are_relative_to_the_group():
     assert [item.advantages.tolist() for item in scored[:2]] == [[7.5, 7.5], [-2.5, -2.5]]
     assert [item.advantages[0] for item in scored[4:]] == [5, 5, -5, -5]
     np.testing.assert_allclose(statistics.means, [2.5, 5.0])
-    assert statistics.kept == 2
+    assert statistics.kept.tolist() == [True, True]
 
 
 def test_a_group_without_deviation_is_dropped_and_carries_no_loss():
@@ -59,20 +59,44 @@ def test_in_stepwise_context_a_filter_takes_out_only_its_turns():
     assert scored.filters == {"incomplete"}
 
 
-def test_normalising_blows_a_penalty_up_where_all_fail_and_the_remedy_does_not():
-    """One invalid action in a group that fails: with std normalisation it weighs as much as a success would."""
-    scored = scored_group([[False] * 8])
-    scored[0].reward -= 0.1
-    estimate_advantages(scored, GRPO(normalize_std=True), FILTERS)
-    assert scored[0].advantages[0] < -2
+def test_a_penalty_is_paid_by_the_turn_in_which_it_was_incurred():
+    for context in ("stepwise", "conversation"):
+        scored = scored_group([[True, False, False]], context=context)
+        scored[1].penalties[0] = 0.1
+        estimate_advantages(scored, GRPO(normalize_std=False, weighting="episode"), FILTERS)
+        np.testing.assert_allclose(scored[0].advantages, [20 / 3, 20 / 3])
+        np.testing.assert_allclose(scored[1].advantages, [-0.1 - 10 / 3, -10 / 3])
+        rows = fresh_rows(scored[1:2])
+        of_turn = {turn: row.advantages[row.turns == turn] for row in rows.values() for turn in set(row.turns) - {-1}}
+        assert {turn: round(float(values.mean()), 4) for turn, values in of_turn.items()} == {0: -3.4333, 1: -3.3333}
+
+
+def test_in_conversation_context_long_episodes_weigh_no_more_than_short_ones():
+    scored = scored_group([[True, False]])
+    long = make_episode(0, 2, turns=9)
+    scored.append(score_episode(long, RewardComposer(), FILTERS, 0.0))
     estimate_advantages(scored, GRPO(normalize_std=False), FILTERS)
-    assert abs(scored[0].advantages[0]) < 0.1
+    assert scored[0].advantages[0] == pytest.approx(10 - 10 / 3)
+    for item in scored:
+        item.episode.context = "stepwise"
+    estimate_advantages(scored, GRPO(normalize_std=False), FILTERS)
+    assert scored[0].advantages[0] == pytest.approx(10 - 20 / 13)
+
+
+def test_a_group_in_which_only_penalties_differ_is_kept_and_pays_them():
+    scored = scored_group([[False] * 8])
+    assert estimate_advantages(scored, GRPO(), FILTERS).kept.tolist() == [False]
+    scored = scored_group([[False] * 8])
+    scored[0].penalties[0] = 0.1
+    assert estimate_advantages(scored, GRPO(), FILTERS).kept.tolist() == [True]
+    assert scored[0].group_std == 0.0
+    np.testing.assert_allclose(scored[0].advantages, [-0.1, 0.0])
 
 
 def test_gigpo_sees_step_rewards_and_anchors():
     scored = scored_group([[True, False]], context="stepwise")
     estimate_advantages(scored, GiGPO(gamma=0.5), FILTERS)
-    # both turns of both episodes share one anchor: returns 5, 10 (won) and 0, 0 (lost); mean 3.75
+    # All turns share one anchor: returns 5, 10 (won) and 0, 0 (lost); mean 3.75.
     np.testing.assert_allclose(scored[0].advantages, [5 + 1.25, 5 + 6.25])
     np.testing.assert_allclose(scored[1].advantages, [-5 - 3.75, -5 - 3.75])
 
