@@ -23,7 +23,6 @@ import json
 import time
 import tracemalloc
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +44,8 @@ from spear_lightning.rollout.transcript import TranscriptAgent
 
 ROOT = Path(__file__).resolve().parents[1]
 AGENTS = {"transcript": TranscriptAgent, "stepwise": StepwiseAgent}
+NAMES = ("ids", "mask", "logps", "advantages", "turns")
+"""Of a row's arrays, without the weights that only corrected rows have."""
 
 
 def play(agent: Agent, tasks: int, group: int, turns: int) -> list[Episode]:
@@ -78,11 +79,11 @@ def admitted(episodes: Sequence[Episode], group: int) -> list[Row]:
 
 def exact(row: Row, again: Row) -> bool:
     """Whether all that is stored of a row came back."""
-    names = [field.name for field in fields(Row) if field.name != "advantages"]
     return all(
         getattr(row, name).dtype == getattr(again, name).dtype
         and np.array_equal(getattr(row, name), getattr(again, name))
-        for name in names
+        for name in NAMES
+        if name != "advantages"
     )
 
 
@@ -120,7 +121,7 @@ def measure(rows: Sequence[Row]) -> dict[str, Any]:
     again = [row.with_advantage(1.0) for row in stored]
     taken = time.process_time() - started
     assert all(map(exact, rows, again)), "a row has not come back as it was"
-    arrays = {field.name: sum(getattr(row, field.name).nbytes for row in rows) for field in fields(Row)}
+    arrays = {name: sum(getattr(row, name).nbytes for row in rows) for name in NAMES}
     by_part = parts(stored)
     before = [{name: torch.from_numpy(getattr(row, name)) for name in arrays} for row in rows]
     pools = [torch.from_numpy(pool.tokens) for pool in {id(row.pool): row.pool for row in stored}.values()]

@@ -32,6 +32,7 @@ from spear_lightning.rollout.agent import Agent
 from spear_lightning.rollout.collector import Collector, EpisodeSpec, PlayedEpisodes
 from spear_lightning.rollout.episode import Row
 from spear_lightning.rollout.experience import fresh_rows
+from spear_lightning.rollout.filtered import FilterWarning
 from spear_lightning.rollout.imitation import draw_and_admit, remember
 from spear_lightning.rollout.minibatches import (
     IterationStream,
@@ -51,9 +52,6 @@ from spear_lightning.rollout.state import RankFiles, load_replay, replay_to_stat
 if TYPE_CHECKING:
     from spear_lightning.module import SpearModule
 
-
-_MUCH_FILTERED = 0.3
-"""Share of filtered episodes from which on a user should know."""
 
 _APART = "in the files of the ranks"
 """In a checkpoint, instead of what the ranks hold: each has a file beside it."""
@@ -157,7 +155,7 @@ class RolloutDataModule(LightningDataModule, RankState):
         self.workers, self.step_timeout, self.seed = workers, step_timeout, seed
         self.tool_reward_weight = 0.0
         self._player: RolloutPlayer | None = None
-        self._warned = False
+        self._filter_warning = FilterWarning()
         self._apart = False
 
     @property
@@ -224,22 +222,23 @@ class RolloutDataModule(LightningDataModule, RankState):
         return self.steps.most(fresh, 0 if self.replay is None else self.replay.capacity)
 
     def _play_iteration(self) -> Iterator[Minibatch]:
-        iteration = self._trainer.current_epoch
-        yield from self._module.before_updates(self._minibatches_of(iteration))
+        yield from self._minibatches_of(self._trainer.current_epoch)
 
     def _minibatches_of(self, iteration: int) -> list[Minibatch]:
         """Play, score and deal an iteration; nothing but its minibatches outlives this."""
         played = self._playing.play_iteration(iteration, self._training_specs)
         rollout, statistics = self._scored("train", iteration, played)
         started = time.perf_counter()
+        pad_id, temperature = self.agent.pad_id, self.rollouts.temperature
+        rows = self._module.correct(fresh_rows(rollout.episodes), pad_id, self.max_tokens, temperature)
         steps = build_minibatches(
-            fresh_rows(rollout.episodes),
-            self._draw_and_admit(rollout, statistics, iteration),
+            rows,
+            self._draw_and_admit(rollout, rows, statistics, iteration),
             plan=self.steps,
             length=self._length,
             max_tokens=self.max_tokens,
-            pad_id=self.agent.pad_id,
-            temperature=self.rollouts.temperature,
+            pad_id=pad_id,
+            temperature=temperature,
             seed=self.seed,
             iteration=iteration,
             layout=self._module.policy.layout,
@@ -258,16 +257,19 @@ class RolloutDataModule(LightningDataModule, RankState):
             world_size=world_size(),
         )
 
-    def _draw_and_admit(self, rollout: Rollout, statistics: GroupStatistics, iteration: int) -> dict[str, Row]:
+    def _draw_and_admit(
+        self, rollout: Rollout, rows: dict[str, Row], statistics: GroupStatistics, iteration: int
+    ) -> dict[str, Row]:
         """Rows replayed in this iteration; its successes enter the buffer."""
         if self.baseline.current:
             remember(self.baseline, statistics)
-        rows: dict[str, Row] = {}
+        replayed: dict[str, Row] = {}
         if self.replay is not None:
-            rows, metrics = draw_and_admit(
+            replayed, metrics = draw_and_admit(
                 self.replay,
                 self.baseline,
                 rollout.episodes,
+                rows,
                 iteration,
                 seed=self.seed,
                 normalize_std=self.advantage.normalizes_std,
@@ -276,7 +278,7 @@ class RolloutDataModule(LightningDataModule, RankState):
             self._module.record_counts(metrics)
         if not self.baseline.current:
             remember(self.baseline, statistics)
-        return rows
+        return replayed
 
     # --- evaluation ----------------------------------------------------------------------------------------------
 
@@ -319,20 +321,10 @@ class RolloutDataModule(LightningDataModule, RankState):
         # Held-out episodes are not compared with each other: no groups, no advantages.
         statistics = GroupStatistics.none()
         if split == "train":
-            self._warn_of_filters(shares_filtered(scored))
+            self._filter_warning.look_at(shares_filtered(scored))
             statistics = estimate_advantages(scored, self.advantage, self.filters)
         seconds = {**played.seconds, "other": played.seconds["other"] + time.perf_counter() - started}
         return Rollout(split, iteration, scored, played.aborted, seconds), statistics
-
-    def _warn_of_filters(self, shares: dict[str, float]) -> None:
-        name, share = next(iter(shares.items()), ("", 0.0))
-        if share > _MUCH_FILTERED and not self._warned:
-            self._warned = True
-            rank_zero_warn(
-                f"data.filters.{name} takes {share:.0%} of this iteration's episodes out of the loss. What is filtered "
-                "is never punished, so a policy can drift into it: watch filter/* and rollout/success, and consider "
-                f"data.filters.{name}: false"
-            )
 
     def _sampling(self, split: Split) -> Sampling:
         chosen = self.rollouts if split == "train" else self.evaluation

@@ -36,6 +36,7 @@ from spear_lightning.metrics import MetricStore
 from spear_lightning.policy import Policy, TokenStats, reference_of
 from spear_lightning.randomness import stream_seed
 from spear_lightning.rollout.batching import MicroBatch
+from spear_lightning.rollout.episode import Row
 from spear_lightning.rollout.metrics import record_rollout
 from spear_lightning.rollout.minibatches import Minibatch, Part, Source
 from spear_lightning.rollout.scored import Rollout
@@ -269,9 +270,20 @@ class SpearModule(LightningModule, RolloutHooks):
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 
-    def before_updates(self, minibatches: list[Minibatch]) -> list[Minibatch]:
-        """Apply the rollout correction with the weights as they are before the first update of an iteration."""
-        return self.correction.apply(minibatches, self.policy, self.device, self._train_metrics)
+    def correct(self, rows: Mapping[str, Row], pad_id: int, max_tokens: int, temperature: float) -> dict[str, Row]:
+        """Rows just played, corrected with the weights as they are now: before an iteration's first update.
+
+        Every rank must call it.
+        """
+        return self.correction.apply(
+            rows,
+            self.policy,
+            self.device,
+            self._train_metrics,
+            pad_id=pad_id,
+            max_tokens=max_tokens,
+            temperature=temperature,
+        )
 
     # --- generation ----------------------------------------------------------------------------------------------
 

@@ -185,7 +185,8 @@ def test_recomputed_log_probabilities_of_an_exact_engine_change_nothing(tiny_pol
         max_response_length=16,
         correction=RolloutCorrection(recompute=True, cap=2.0),
     )
-    train(module, module.before_updates(steps))
+    corrected = module.correct(rows, 0, 10_000, 1.0)
+    train(module, minibatches_of(corrected, minibatches=2))
     again = torch.cat([parameter.detach().flatten() for parameter in module.policy.parameters()])
     torch.testing.assert_close(again, as_played, rtol=1e-4, atol=1e-6)
 

@@ -16,7 +16,7 @@ from spear_lightning.module import SpearModule
 from spear_lightning.packing import Layout
 from spear_lightning.policy import Policy
 from spear_lightning.rollout.episode import Row
-from spear_lightning.rollout.minibatches import IterationStream, Minibatch, build_minibatches
+from spear_lightning.rollout.minibatches import IterationStream, Minibatch, StepPlan, build_minibatches
 
 TOKENIZER = str(Path(__file__).resolve().parents[2] / "spear_lightning/warmstart/policy")
 
@@ -71,8 +71,7 @@ class OurUpdate:
         self.minibatch: Minibatch = build_minibatches(
             rows,
             {},
-            minibatches=1,
-            epochs=1,
+            plan=StepPlan(),
             max_tokens=max_tokens,
             pad_id=0,
             temperature=1.0,

@@ -25,7 +25,7 @@ from spear_lightning.engines.huggingface import HuggingFaceEngine
 from spear_lightning.module import SpearModule
 from spear_lightning.policy import LoRA, Policy
 from spear_lightning.rollout.episode import Row
-from spear_lightning.rollout.minibatches import IterationStream, Minibatch, build_minibatches
+from spear_lightning.rollout.minibatches import IterationStream, Minibatch, StepPlan, build_minibatches
 from spear_lightning.strategies import ZeroStrategy
 
 TOKENIZER = str(Path(__file__).resolve().parents[2] / "spear_lightning/warmstart/policy")
@@ -101,8 +101,7 @@ class Rows(LightningDataModule):
             yield from build_minibatches(
                 rows,
                 {},
-                minibatches=1,
-                epochs=1,
+                plan=StepPlan(),
                 max_tokens=case.micro_rows * case.row_tokens,
                 pad_id=0,
                 temperature=1.0,

@@ -45,6 +45,7 @@ from spear_lightning.algorithm.replay import (
     ReplayEntry,
     ReplaySchedule,
     RewardBaseline,
+    is_admissible,
 )
 from spear_lightning.algorithm.rewards import RewardComposer, RewardParts, tool_reward
 from spear_lightning.algorithm.schedules import (
@@ -100,6 +101,7 @@ __all__ = [
     "group_moments",
     "grpo",
     "grpo_turns",
+    "is_admissible",
     "is_repetitive",
     "is_unreadable",
     "k3_kl",

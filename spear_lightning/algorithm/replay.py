@@ -29,6 +29,7 @@ __all__ = [
     "ReplayEntry",
     "ReplaySchedule",
     "RewardBaseline",
+    "is_admissible",
 ]
 
 Gather = Callable[[list[float]], list[float]]
@@ -45,6 +46,17 @@ class Drawn:
 
     entry: ReplayEntry
     advantage: float
+
+
+def is_admissible(advantage: float, tool_calls: int, has_tools: bool) -> bool:
+    """Whether a sample that carries a loss enters the buffer: A > 0 and, where the task has tools, one was used.
+
+    Args:
+        advantage: A of the sample (the mean over its tokens).
+        tool_calls: turns of its episode that used a tool, or acted on the environment.
+        has_tools: the task has tools: a success without any is a guess, and not to be imitated.
+    """
+    return advantage > 0 and (tool_calls > 0 or not has_tools)
 
 
 # --- schedules: when and how much is replayed -------------------------------------------------------------------------

@@ -25,7 +25,8 @@ PHASES: tuple[Phase, ...] = ("generation", "backward", "step")
 
 REPLAY_TOKEN = 4 + 4
 """Bytes of a replayed token at most: id and log-probability. What was not generated has none, and what rows repeat of
-each other is stored once (:mod:`spear_lightning.rollout.storage`, measured by ``benchmarks/storage.py``)."""
+each other is stored once; weights (``model.correction.cap``) are not counted. See
+:mod:`spear_lightning.rollout.storage`; ``benchmarks/storage.py`` measures it."""
 
 _FLOAT32 = 4
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spear_lightning.distributed import gather
 from spear_lightning.packing import Layout, common_length, sorted_for_sharing
 from spear_lightning.randomness import stream_seed
 from spear_lightning.rollout.episode import Row
@@ -72,10 +73,35 @@ def empty_micro_batch(pad_id: int, source: Literal["fresh", "replay"] = "fresh")
     )
 
 
+def as_many_as_other_ranks(
+    batches: list[MicroBatch], pad_id: int, source: Literal["fresh", "replay"]
+) -> list[MicroBatch]:
+    """The micro-batches and as many empty ones as the rank with the most has more. Every rank must call it."""
+    missing = max(gather(len(batches))) - len(batches)
+    return batches + [empty_micro_batch(pad_id, source) for _ in range(missing)]
+
+
 def pack(
     rows: Sequence[Row], *, pad_id: int, max_tokens: int, source: Literal["fresh", "replay"], layout: Layout = "padded"
 ) -> list[MicroBatch]:
-    """Pack rows into as few micro-batches as the budget allows, of about equal cost.
+    """Pack rows into micro-batches, as :func:`plan` says.
+
+    Args:
+        rows: each goes into exactly one micro-batch.
+        pad_id: token id that short rows are filled up with.
+        max_tokens: that the model computes for a micro-batch at most.
+        source: recorded in the micro-batches.
+        layout: how the policy takes rows.
+
+    Raises:
+        ValueError: ``max_tokens`` is not positive.
+    """
+    parts = plan(rows, max_tokens, layout)
+    return [micro_batch_of([rows[number] for number in part], pad_id, source) for part in parts]
+
+
+def plan(rows: Sequence[Row], max_tokens: int, layout: Layout = "padded") -> list[list[int]]:
+    """Which rows share a micro-batch: as few as the budget allows, of about equal cost.
 
     Rows of similar length go together; for the ``shared`` layout, rows that begin alike. A row that alone exceeds the
     budget gets a micro-batch of its own. The result is a function of the order of the rows and of their lengths (for
@@ -83,11 +109,12 @@ def pack(
 
     Args:
         rows: each goes into exactly one micro-batch.
-        pad_id: token id that short rows are filled up with.
         max_tokens: that the model computes for a micro-batch at most: rows times padded length (``padded``), the rows'
             tokens (``packed``), or those without the beginnings that are computed once (``shared``).
-        source: recorded in the micro-batches.
         layout: how the policy takes rows.
+
+    Returns:
+        The numbers of the rows of each micro-batch, in their order there.
 
     Raises:
         ValueError: ``max_tokens`` is not positive.
@@ -96,10 +123,29 @@ def pack(
         raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
     order, sizes = _ORDERS[layout](rows, max_tokens)
     ends = np.cumsum(sizes, dtype=int)
-    return [
-        _pad([rows[number] for number in order[end - size : end]], pad_id, source)
-        for size, end in zip(sizes, ends, strict=True)
-    ]
+    return [order[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+
+def micro_batch_of(rows: Sequence[Row], pad_id: int, source: Literal["fresh", "replay"]) -> MicroBatch:
+    """At least one row as one micro-batch, short rows filled up with ``pad_id``."""
+    shape = (len(rows), max(2, *(len(row) for row in rows)))
+    ids, attention = np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64)
+    mask, logps, advantages = np.zeros(shape, np.float32), np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    turns = np.full(shape, -1, np.int16)
+    for number, row in enumerate(rows):
+        end = len(row)
+        ids[number, :end], attention[number, :end], mask[number, :end] = row.ids, 1, row.mask
+        logps[number, :end], advantages[number, :end], turns[number, :end] = row.logps, row.advantages, row.turns
+    return MicroBatch(
+        input_ids=torch.from_numpy(ids),
+        attention_mask=torch.from_numpy(attention),
+        response_mask=torch.from_numpy(mask),
+        old_logps=torch.from_numpy(logps),
+        advantages=torch.from_numpy(advantages),
+        turns=torch.from_numpy(turns),
+        source=source,
+        weights=_padded_weights(rows, shape),
+    )
 
 
 def split_minibatches(keys: Sequence[Key], count: int, seed: int) -> dict[Key, int]:
@@ -197,21 +243,12 @@ def _chains(first: list[int], further: list[int], budget: int) -> list[int]:
     return sizes
 
 
-def _pad(rows: list[Row], pad_id: int, source: Literal["fresh", "replay"]) -> MicroBatch:
-    shape = (len(rows), max(2, *(len(row) for row in rows)))
-    ids, attention = np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64)
-    mask, logps, advantages = np.zeros(shape, np.float32), np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    turns = np.full(shape, -1, np.int16)
+def _padded_weights(rows: Sequence[Row], shape: tuple[int, int]) -> Tensor | None:
+    """Weights of rows, 1 where there are none; ``None`` if no row has any."""
+    if all(row.weights is None for row in rows):
+        return None
+    weights = np.ones(shape, np.float32)
     for number, row in enumerate(rows):
-        end = len(row)
-        ids[number, :end], attention[number, :end], mask[number, :end] = row.ids, 1, row.mask
-        logps[number, :end], advantages[number, :end], turns[number, :end] = row.logps, row.advantages, row.turns
-    return MicroBatch(
-        input_ids=torch.from_numpy(ids),
-        attention_mask=torch.from_numpy(attention),
-        response_mask=torch.from_numpy(mask),
-        old_logps=torch.from_numpy(logps),
-        advantages=torch.from_numpy(advantages),
-        turns=torch.from_numpy(turns),
-        source=source,
-    )
+        if row.weights is not None:
+            weights[number, : len(row)] = row.weights
+    return torch.from_numpy(weights)

@@ -112,6 +112,7 @@ class Row:
         logps: behaviour log-probabilities, float32; 0 at tokens that were not generated.
         advantages: float32; 0 at tokens that were not generated.
         turns: number of the turn that generated the token, int16; -1 at tokens that were not generated.
+        weights: factor of each token's loss (truncated importance sampling), float32; ``None`` is 1 everywhere.
     """
 
     ids: npt.NDArray[np.int32]
@@ -119,6 +120,7 @@ class Row:
     logps: npt.NDArray[np.float32]
     advantages: npt.NDArray[np.float32]
     turns: npt.NDArray[np.int16]
+    weights: npt.NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from spear_lightning.algorithm.replay import Drawn, ReplayEntry
-from spear_lightning.rollout.episode import Row, rows_of
+from spear_lightning.algorithm.replay import Drawn, ReplayEntry, is_admissible
+from spear_lightning.rollout.episode import Episode, Row, rows_of
 from spear_lightning.rollout.scored import ScoredEpisode
 from spear_lightning.rollout.storage import RowStore
 
 
 def fresh_rows(scored: Iterable[ScoredEpisode]) -> dict[str, Row]:
     """Rows that carry a loss, by a key that is unique over ranks and iterations."""
-    return {key: row for _, key, row in _rows(scored) if row.mask.any()}
+    return {
+        _key(item.episode, turn): row
+        for item in scored
+        for turn, row in rows_of(item.episode, item.advantages, item.keep)
+        if row.mask.any()
+    }
 
 
-def admissible_entries(scored: Iterable[ScoredEpisode], has_tools: bool = True) -> list[ReplayEntry]:
-    """Replay entries of the rows with a loss and a positive advantage (algorithm.md §3), their rows put away together.
+def admissible_entries(
+    scored: Iterable[ScoredEpisode], rows: Mapping[str, Row], has_tools: bool = True
+) -> list[ReplayEntry]:
+    """Replay entries of the rows with a positive advantage (algorithm.md §3), put away together.
 
     Args:
         scored: of one iteration.
+        rows: of these episodes, by the keys of :func:`fresh_rows`, with the log-probabilities to keep.
         has_tools: the task has tools: only episodes with at least one tool call are admitted.
     """
     store = RowStore()
@@ -31,16 +39,10 @@ def admissible_entries(scored: Iterable[ScoredEpisode], has_tools: bool = True) 
             advantage=row.advantage,
             iteration=item.episode.iteration,
         )
-        for item, key, row in _rows(item for item in scored if _may_be_admitted(item, has_tools))
-        if row.mask.any() and row.advantage > 0
+        for item, key, row in _admissible(scored, rows, has_tools)
     ]
     store.complete()
     return entries
-
-
-def _may_be_admitted(item: ScoredEpisode, has_tools: bool) -> bool:
-    """Whether a row of the episode could be admitted; most could not, and need not be made."""
-    return bool((item.advantages[item.keep] > 0).any()) and (item.episode.tool_calls > 0 or not has_tools)
 
 
 def recalibrated(drawn: Sequence[Drawn]) -> dict[str, Row]:
@@ -48,8 +50,15 @@ def recalibrated(drawn: Sequence[Drawn]) -> dict[str, Row]:
     return {item.entry.key: item.entry.payload.with_advantage(item.advantage) for item in drawn}
 
 
-def _rows(scored: Iterable[ScoredEpisode]) -> Iterator[tuple[ScoredEpisode, str, Row]]:
+def _admissible(
+    scored: Iterable[ScoredEpisode], rows: Mapping[str, Row], has_tools: bool
+) -> Iterator[tuple[ScoredEpisode, str, Row]]:
     for item in scored:
-        episode = item.episode
-        for turn, row in rows_of(episode, item.advantages, item.keep):
-            yield item, f"{episode.iteration}/{episode.group}/{episode.index}/{turn}", row
+        for turn in range(len(item.episode.turns)):
+            key = _key(item.episode, turn)
+            if key in rows and is_admissible(rows[key].advantage, item.episode.tool_calls, has_tools):
+                yield item, key, rows[key]
+
+
+def _key(episode: Episode, turn: int) -> str:
+    return f"{episode.iteration}/{episode.group}/{episode.index}/{turn}"

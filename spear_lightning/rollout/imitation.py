@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -24,6 +24,7 @@ def draw_and_admit(
     replay: ReplayBuffer,
     baseline: RewardBaseline,
     scored: Sequence[ScoredEpisode],
+    rows: Mapping[str, Row],
     iteration: int,
     *,
     seed: int,
@@ -36,6 +37,7 @@ def draw_and_admit(
         replay: drawn from, and admitted to.
         baseline: that entries are judged by.
         scored: this rank's episodes of the iteration.
+        rows: made of them, as they are trained on.
         iteration: its number.
         seed: of the run.
         normalize_std: whether fresh advantages are divided by a standard deviation.
@@ -53,7 +55,7 @@ def draw_and_admit(
         normalize_std=normalize_std,
         gather=concatenate,
     )
-    replay.add(admissible_entries(scored, has_tools), iteration, gather=concatenate)
+    replay.add(admissible_entries(scored, rows, has_tools), iteration, gather=concatenate)
     return recalibrated(drawn), _metrics(replay, baseline, drawn, iteration)
 
 

@@ -14,10 +14,10 @@ from typing import Generic, Literal, TypeVar
 
 import torch
 
-from spear_lightning.distributed import concatenate, gather, total
+from spear_lightning.distributed import concatenate, total
 from spear_lightning.packing import Layout
 from spear_lightning.randomness import stream_seed
-from spear_lightning.rollout.batching import MicroBatch, empty_micro_batch, pack, split_minibatches
+from spear_lightning.rollout.batching import MicroBatch, as_many_as_other_ranks, pack, split_minibatches
 from spear_lightning.rollout.episode import Row
 
 T = TypeVar("T")
@@ -174,7 +174,7 @@ def build_minibatches(
 def _part(rows: list[Row], max_tokens: int, pad_id: int, source: Source, layout: Layout) -> Part:
     rows = [row for row in rows if row.mask.any()]  # a row without loss would only cost time
     packed = pack(rows, pad_id=pad_id, max_tokens=max_tokens, source=source, layout=layout)
-    packed += [empty_micro_batch(pad_id, source=source) for _ in range(max(gather(len(packed))) - len(packed))]
+    packed = as_many_as_other_ranks(packed, pad_id, source)
     counts = total(
         {
             "tokens": sum(int(row.mask.sum()) for row in rows),

@@ -13,8 +13,8 @@ from spear_lightning.randomness import stream_seed
 from spear_lightning.rollout.episode import Row
 from spear_lightning.rollout.storage import StoredRow, TokenPool, store_rows
 
-_FORMAT = 2
-"""Of the state of a buffer: 1 (which did not say so) held each row as arrays of its own."""
+_FORMAT = 3
+"""Of the state of a buffer: 1 (which did not say so) held each row as arrays of its own; 2 had no weights."""
 
 
 def replay_to_state(replay: ReplayBuffer) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def _entries(state: dict[str, Any], wanted: Callable[[str], bool] = lambda key: 
     if version == 1:
         rows = store_rows(Row(**_to_arrays(entry["payload"])) for entry in found)
         return [{**entry, "payload": row} for entry, row in zip(found, rows, strict=True)]
-    if version != _FORMAT:
+    if version > _FORMAT:
         raise ValueError(
             f"the replay buffer in the checkpoint has format {version}, and this version of spear-lightning reads up "
             f"to {_FORMAT}: go on with the version that wrote it, or set data.replay to null"
@@ -130,7 +130,8 @@ def _rank_file(folder: Path, rank: int) -> Path:
 
 
 def _to_tensors(row: StoredRow) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(getattr(row, name).copy()) for name in ("slices", "logps", "spans")}
+    arrays = {name: getattr(row, name) for name in ("slices", "logps", "spans", "weights")}
+    return {name: torch.from_numpy(array.copy()) for name, array in arrays.items() if array is not None}
 
 
 def _to_arrays(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 Rows repeat each other: in ``stepwise`` context each turn's prompt says most of what the one before has said, and the
 episodes of a group, and those of all groups, begin alike. Rows that are put away together share a pool in which what
-they repeat stands once. What is stored of a row beside its slices of the pool is a log-probability for each generated
-token and four numbers a turn; everything else is made anew when it is taken out, exactly as it was.
+they repeat stands once. What is stored of a row beside its slices of the pool is a log-probability (and a weight, if it
+has any) for each generated token and four numbers a turn; everything else is made anew when it is taken out, exactly as
+it was.
 """
 
 from __future__ import annotations
@@ -127,12 +128,14 @@ class StoredRow:
         logps: behaviour log-probabilities of the generated tokens, float32 ``(generated tokens,)``.
         spans: of the row, int32 ``(spans, 4)``: tokens that were not generated, tokens generated after them, by which
             turn, and whether these carry a gradient.
+        weights: of the generated tokens, float32 ``(generated tokens,)``; ``None`` if the row has none.
     """
 
     pool: TokenPool
     slices: npt.NDArray[np.int32]
     logps: npt.NDArray[np.float32]
     spans: npt.NDArray[np.int32]
+    weights: npt.NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return int(self.spans[:, :2].sum())
@@ -145,14 +148,13 @@ class StoredRow:
         in_loss = np.stack([np.zeros(spans), self.spans[:, 3]], axis=1).ravel()
         turns = np.repeat(of_turn, lengths).astype(np.int16)
         generated = turns >= 0
-        logps = np.zeros(len(turns), np.float32)
-        logps[generated] = self.logps
         return Row(
             ids=self.pool.take(self.slices),
             mask=np.repeat(in_loss, lengths).astype(bool),
-            logps=logps,
+            logps=_spread(self.logps, generated, 0),
             advantages=np.where(generated, np.float32(advantage), np.float32(0)),
             turns=turns,
+            weights=None if self.weights is None else _spread(self.weights, generated, 1),
         )
 
 
@@ -164,7 +166,9 @@ class RowStore:
 
     def add(self, row: Row) -> StoredRow:
         """Put a row away; its advantages are not kept, since a replayed row gets new ones."""
-        return StoredRow(self._pool, self._pool.add(row.ids), row.logps[row.turns >= 0].copy(), _spans(row))
+        generated = row.turns >= 0
+        weights = None if row.weights is None else row.weights[generated]
+        return StoredRow(self._pool, self._pool.add(row.ids), row.logps[generated], _spans(row), weights)
 
     def complete(self) -> None:
         """Nothing will be added any more."""
@@ -191,6 +195,13 @@ def _hashes(ids: _Ids) -> list[int]:
         total ^= total >> np.uint64(29)
     found: list[int] = total.tolist()
     return found
+
+
+def _spread(values: npt.NDArray[np.float32], where: npt.NDArray[np.bool_], rest: float) -> npt.NDArray[np.float32]:
+    """The values at the true places, ``rest`` at the others."""
+    whole = np.full(len(where), rest, np.float32)
+    whole[where] = values
+    return whole
 
 
 def _spans(row: Row) -> npt.NDArray[np.int32]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -107,6 +108,16 @@ def test_dtypes_and_device() -> None:
     moved = batch.to("meta")
     assert moved.input_ids.device.type == moved.turns.device.type == "meta"
     assert (moved.source, moved.weights) == ("fresh", None)
+
+
+def test_weights_are_one_where_rows_have_none() -> None:
+    rows = make_rows([3, 2, 4])
+    rows[1] = replace(rows[1], weights=np.array([1, 0.5], np.float32))
+    [batch] = pack(rows, pad_id=PAD, max_tokens=100, source="fresh")
+    assert batch.weights is not None
+    assert batch.weights.dtype == torch.float32
+    assert batch.weights.tolist() == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 0.5, 1, 1]]
+    assert batch.to("meta").weights.device.type == "meta"
 
 
 def test_empty_micro_batch_attends_and_has_no_loss() -> None:

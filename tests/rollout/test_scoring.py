@@ -117,11 +117,12 @@ def test_only_better_than_average_episodes_that_acted_are_admitted():
     idle.turns = [make_turn(tool_call=False)]
     scored.append(score_episode(idle, RewardComposer(success=10.0), FILTERS, 0.0))
     estimate_advantages(scored, GRPO(normalize_std=False), FILTERS)
-    entries = admissible_entries(scored)
+    rows = fresh_rows(scored)
+    entries = admissible_entries(scored, rows)
     assert [entry.key for entry in entries] == ["0/0/0/0"]
     assert entries[0].reward == 10.0
     assert entries[0].advantage == pytest.approx(10 / 3)
-    without_tools = admissible_entries(scored, has_tools=False)
+    without_tools = admissible_entries(scored, rows, has_tools=False)
     assert [entry.key for entry in without_tools] == ["0/0/0/0", "0/0/2/0"], "where there is no tool, none is missed"
 
 
@@ -130,9 +131,10 @@ def test_replayed_rows_keep_the_log_probabilities_they_were_played_with():
 
     scored = scored_group([[True, False]])
     estimate_advantages(scored, GRPO(normalize_std=False), FILTERS)
-    entry = admissible_entries(scored)[0]
+    rows = fresh_rows(scored)
+    entry = admissible_entries(scored, rows)[0]
     row = recalibrated([Drawn(entry, 2.5)])[entry.key]
-    np.testing.assert_array_equal(row.logps, fresh_rows(scored)[entry.key].logps)
+    np.testing.assert_array_equal(row.logps, rows[entry.key].logps)
     np.testing.assert_array_equal(row.advantages[row.turns >= 0], np.float32(2.5))
     assert (row.advantages[row.turns < 0] == 0).all()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,8 @@ from spear_lightning.rollout.storage import StoredRow, TokenPool, store_rows
 
 
 def same(one: Row, other: Row) -> bool:
-    return all(
-        getattr(one, field.name).dtype == getattr(other, field.name).dtype
-        and np.array_equal(getattr(one, field.name), getattr(other, field.name))
-        for field in fields(Row)
-    )
+    pairs = ((getattr(one, field.name), getattr(other, field.name)) for field in fields(Row))
+    return all(a is b if a is None or b is None else a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)
 
 
 def row_of(random: np.random.Generator, prompt: np.ndarray, turn: int = 0, responses: int = 1) -> Row:
@@ -42,6 +39,10 @@ def row_of(random: np.random.Generator, prompt: np.ndarray, turn: int = 0, respo
         advantages=np.where(numbers >= 0, np.float32(0.25), np.float32(0)),
         turns=numbers,
     )
+
+
+def weighed(row: Row) -> Row:
+    return replace(row, weights=np.where(row.turns >= 0, -row.logps, np.float32(1)))
 
 
 def stepwise_rows(count: int, seed: int = 0) -> list[Row]:
@@ -80,8 +81,10 @@ def test_rows_come_back_bit_by_bit() -> None:
             turns=np.array([4, -1, -1], np.int16),
         ),
     ]
+    rows += list(map(weighed, rows))
     for row, stored in zip(rows, store_rows(rows), strict=True):
         assert len(stored) == len(row)
+        assert (stored.weights is None) == (row.weights is None)
         assert same(stored.with_advantage(0.25), row)
 
 
@@ -112,8 +115,10 @@ def test_a_complete_pool_takes_nothing_more() -> None:
 # --- in checkpoints ---------------------------------------------------------------------------------------------------
 
 
-def filled(count: int = 12) -> tuple[ReplayBuffer, dict[str, Row]]:
+def filled(count: int = 12, weights: bool = True) -> tuple[ReplayBuffer, dict[str, Row]]:
     buffer, rows = ReplayBuffer(), stepwise_rows(count)
+    if weights:
+        rows[1::2] = map(weighed, rows[1::2])
     keys = [f"{n // 6}/desk/{n}" for n in range(count)]
     for iteration in (0, 1):
         mine = [n for n in range(count) if n // 6 == iteration]
@@ -163,11 +168,12 @@ def test_entries_dealt_over_other_ranks_leave_the_rest_of_their_pool() -> None:
 
 
 def test_a_buffer_of_an_older_checkpoint_is_read() -> None:
-    _, rows = filled()
+    _, rows = filled(weights=False)
+    names = ("ids", "mask", "logps", "advantages", "turns")
     entries = [
         {
             "key": key,
-            "payload": {field.name: torch.from_numpy(getattr(row, field.name)) for field in fields(Row)},
+            "payload": {name: torch.from_numpy(getattr(row, name)) for name in names},
             "reward": 1.0,
             "advantage": 0.25,
             "iteration": 0,
@@ -180,7 +186,16 @@ def test_a_buffer_of_an_older_checkpoint_is_read() -> None:
     assert_same(rows_in(again), rows)
 
 
+def test_a_buffer_from_before_there_were_weights_is_read() -> None:
+    buffer, rows = filled(weights=False)
+    state = {**replay_to_state(buffer), "format": 2}
+    assert all("weights" not in entry["payload"] for entry in state["entries"])
+    again = ReplayBuffer()
+    load_replay(again, [state], 0, 1)
+    assert_same(rows_in(again), rows)
+
+
 def test_a_buffer_of_a_newer_checkpoint_is_refused() -> None:
-    state = {**replay_to_state(filled()[0]), "format": 3}
-    with pytest.raises(ValueError, match=r"format 3.*reads up to 2"):
+    state = {**replay_to_state(filled()[0]), "format": 4}
+    with pytest.raises(ValueError, match=r"format 4.*reads up to 3"):
         load_replay(ReplayBuffer(), [state], 0, 1)
