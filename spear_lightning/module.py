@@ -275,15 +275,16 @@ class SpearModule(LightningModule, RolloutHooks):
 
         Every rank must call it.
         """
-        return self.correction.apply(
-            rows,
-            self.policy,
-            self.device,
-            self._train_metrics,
-            pad_id=pad_id,
-            max_tokens=max_tokens,
-            temperature=temperature,
-        )
+        with self.trainer.precision_plugin.train_step_context():  # in the arithmetic of the update
+            return self.correction.apply(
+                rows,
+                self.policy,
+                self.device,
+                self._train_metrics,
+                pad_id=pad_id,
+                max_tokens=max_tokens,
+                temperature=temperature,
+            )
 
     # --- generation ----------------------------------------------------------------------------------------------
 

@@ -229,3 +229,12 @@ def test_rows_are_recomputed_once_an_iteration(tiny_policy: MakePolicy) -> None:
     watch = train(module_of(policy, recompute=True), data_of(epochs=2, minibatches=2))
     assert passes.count(False) == 2, "one for all rows of each of two iterations"
     assert all(len(told) == 4 for told in watch.fresh)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_the_first_update_finds_what_was_recomputed(tiny_policy: MakePolicy, precision: Any) -> None:
+    module = module_of(tiny_policy(), recompute=True)
+    train(module, data_of(), epochs=1, precision=precision)
+    metrics = module.trainer.callback_metrics
+    assert metrics["rollout/logp_mismatch"] > 0.1
+    assert metrics["update/max_log_ratio"] < 1e-5

@@ -17,6 +17,7 @@ from spear_lightning.algorithm.losses import ClipCov, PPOClip
 from spear_lightning.correction import RolloutCorrection
 from spear_lightning.hooks import UpdateHooks
 from spear_lightning.learning_rate import LearningRateSchedule
+from spear_lightning.metrics import MetricStore
 from spear_lightning.module import SpearModule
 from spear_lightning.policy import Policy
 from spear_lightning.rollout.episode import Row
@@ -185,7 +186,8 @@ def test_recomputed_log_probabilities_of_an_exact_engine_change_nothing(tiny_pol
         max_response_length=16,
         correction=RolloutCorrection(recompute=True, cap=2.0),
     )
-    corrected = module.correct(rows, 0, 10_000, 1.0)
+    passing = {"pad_id": 0, "max_tokens": 10_000, "temperature": 1.0}
+    corrected = module.correction.apply(rows, module.policy, module.device, MetricStore(), **passing)
     train(module, minibatches_of(corrected, minibatches=2))
     again = torch.cat([parameter.detach().flatten() for parameter in module.policy.parameters()])
     torch.testing.assert_close(again, as_played, rtol=1e-4, atol=1e-6)

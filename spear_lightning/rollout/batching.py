@@ -65,9 +65,9 @@ def empty_micro_batch(pad_id: int, source: Literal["fresh", "replay"] = "fresh")
     return MicroBatch(
         input_ids=torch.full(shape, pad_id, dtype=torch.int64),
         attention_mask=torch.ones(shape, dtype=torch.int64),
-        response_mask=torch.zeros(shape),
-        old_logps=torch.zeros(shape),
-        advantages=torch.zeros(shape),
+        response_mask=torch.zeros(shape, dtype=torch.float32),
+        old_logps=torch.zeros(shape, dtype=torch.float32),
+        advantages=torch.zeros(shape, dtype=torch.float32),
         turns=torch.full(shape, -1, dtype=torch.int16),
         source=source,
     )
