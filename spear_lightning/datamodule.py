@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_warn
 
 from spear_lightning.algorithm.estimators import GRPO, AdvantageEstimator
 from spear_lightning.algorithm.filters import QualityFilters
