@@ -28,6 +28,7 @@ from spear_lightning.environments.pool import EnvironmentPool
 from spear_lightning.hooks import RankState, rollout_listeners
 from spear_lightning.playing import RolloutPlayer, check_whole_weights
 from spear_lightning.rollout.agent import Agent
+from spear_lightning.rollout.checks import check_advantage, check_replay
 from spear_lightning.rollout.collector import Collector, EpisodeSpec, PlayedEpisodes
 from spear_lightning.rollout.episode import Row
 from spear_lightning.rollout.experience import fresh_rows
@@ -136,11 +137,6 @@ class RolloutDataModule(LightningDataModule, RankState):
         ):
             if value is not None and value < 1:
                 raise MisconfigurationException(f"data.{name} must be at least 1, not {value}")
-        if rollouts.group_size == 1 and advantage.normalizes_std:
-            raise MisconfigurationException(
-                "data.rollouts.group_size is 1, and a single episode has no standard deviation to normalise by: raise "
-                "group_size, or set data.advantage.init_args.normalize_std to false"
-            )
         self.environment, self.agent, self.engine = environment, agent, engine
         self.rollouts, self.evaluation = rollouts, evaluation
         self.advantage, self.reward, self.filters = advantage, reward, filters
@@ -188,6 +184,9 @@ class RolloutDataModule(LightningDataModule, RankState):
                     f"data.rollouts.tasks is {self.rollouts.tasks}, but the training split has only {count} tasks: "
                     "lower it, or give data.environment more training tasks"
                 )
+            check_advantage(self.advantage, self.reward, self.rollouts, self.agent.context == "stepwise")
+            if self.replay is not None:
+                check_replay(self.replay, self.filters, self.rollouts, self._samples_per_episode)
             if self.rollouts.max_staleness:
                 check_whole_weights(self._trainer.strategy)
         if stage in ("fit", "validate"):
@@ -214,10 +213,13 @@ class RolloutDataModule(LightningDataModule, RankState):
         return IterationStream(self._play_iteration, self._length)
 
     @property
+    def _samples_per_episode(self) -> int:
+        return self.max_turns if self.agent.context == "stepwise" else 1
+
+    @property
     def _length(self) -> int:
         """Minibatches of an iteration: as many as there can be steps."""
-        turns = self.max_turns if self.agent.context == "stepwise" else 1
-        fresh = self.rollouts.tasks * self.rollouts.group_size * turns
+        fresh = self.rollouts.tasks * self.rollouts.group_size * self._samples_per_episode
         return self.steps.most(fresh, 0 if self.replay is None else self.replay.capacity)
 
     def _play_iteration(self) -> Iterator[Minibatch]:

@@ -31,6 +31,7 @@ from spear_lightning.correction import RolloutCorrection
 from spear_lightning.distributed import rank, total_over_ranks, world_size
 from spear_lightning.environments.base import Split
 from spear_lightning.hooks import MicroBatchOutput, RolloutHooks, update_listeners
+from spear_lightning.idle import IdleWatch
 from spear_lightning.learning_rate import LearningRateSchedule
 from spear_lightning.metrics import MetricStore
 from spear_lightning.policy import Policy, TokenStats, reference_of
@@ -113,6 +114,7 @@ class SpearModule(LightningModule, RolloutHooks):
         self.weight_version = 0
         self._optimizer_factory = optimizer
         self._learning_rate = learning_rate
+        self._idle = IdleWatch()
         self._train_metrics = MetricStore()
         self._evaluation_metrics = MetricStore()
 
@@ -323,7 +325,9 @@ class SpearModule(LightningModule, RolloutHooks):
     def on_train_epoch_end(self) -> None:
         """Log the iteration's metrics; the x axis is the iteration."""
         self._train_metrics.sum("update/skipped", 0.0)
-        self._log_values(self._train_metrics.compute(self.device))
+        values = self._train_metrics.compute(self.device)
+        self._idle.look_at(self, values)
+        self._log_values(values)
 
     def validation_step(self, rollout: Rollout, batch_idx: int) -> None:
         """Nothing to compute: the episodes were scored when they were played."""

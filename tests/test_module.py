@@ -241,3 +241,38 @@ def test_a_checkpoint_of_another_model_is_refused(tiny_policy, tmp_path):
         other.on_load_checkpoint(torch.load(tmp_path / "a.ckpt", weights_only=False))
     with pytest.raises(MisconfigurationException, match="not written by spear fit"):
         other.on_load_checkpoint({})
+
+
+def test_replayed_rows_have_steps_of_their_own_after_the_fresh_ones():
+    fresh, replay = random_rows(10), random_rows(7, seed=1, prefix="r")
+    plan = StepPlan(rows=4, epochs=2, replay="own")
+    assert plan.most(12, 8) == 10
+    steps = build_minibatches(
+        fresh, replay, plan=plan, length=plan.most(12, 8), max_tokens=64, pad_id=0, temperature=1.0, seed=1, iteration=0
+    )
+
+    def rows(part):
+        return sum(int((batch.response_mask.sum(1) > 0).sum()) for batch in part.micro_batches)
+
+    assert [rows(step.fresh) for step in steps] == [4, 3, 3, 4, 3, 3, 0, 0, 0, 0]
+    assert [rows(step.replay) for step in steps] == [0, 0, 0, 0, 0, 0, 4, 3, 4, 3]
+    assert [(step.fresh.steps, step.replay.steps) for step in steps] == [(6, 0)] * 6 + [(0, 4)] * 4
+    without = build_minibatches(
+        fresh, {}, plan=plan, length=10, max_tokens=64, pad_id=0, temperature=1.0, seed=1, iteration=0
+    )
+    assert [step.fresh.steps for step in without] == [6] * 6 + [0] * 4
+    assert not any(step.replay.steps for step in without)
+
+
+def test_a_step_that_there_was_nothing_to_fill_with_is_no_skipped_update(tiny_policy):
+    module = SpearModule(tiny_policy("qwen2"), optimizer=SGD, max_response_length=16)
+    steps = build_minibatches(
+        random_rows(6), {}, plan=StepPlan(2), length=5, max_tokens=99, pad_id=0, temperature=1.0, seed=1, iteration=0
+    )
+    assert len(steps) == 5
+    trainer = train(module, steps)
+    assert trainer.callback_metrics["update/steps"] == 2
+    assert trainer.callback_metrics["update/skipped"] == 0
+    mean = trainer.callback_metrics["update/loss"]
+    again = SpearModule(tiny_policy("qwen2"), optimizer=SGD, max_response_length=16)
+    torch.testing.assert_close(train(again, steps[:2]).callback_metrics["update/loss"], mean)  # over real steps

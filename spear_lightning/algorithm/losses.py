@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ class PolicyLoss(ABC):
     An abstract class and not a protocol: jsonargparse takes a protocol with ``__call__`` for a function type and would
     refuse these classes.
     """
+
+    may_drop: ClassVar[bool] = False
+    """Whether it singles out tokens by bounds that no token may meet; a run in which none does says so."""
 
     @abstractmethod
     def __call__(
@@ -104,6 +107,8 @@ class ClipCov(PolicyLoss):
     Raises:
         ValueError: a value out of range; names the key.
     """
+
+    may_drop: ClassVar[bool] = True
 
     ratio: float = 0.02
     lower: float = 1.0

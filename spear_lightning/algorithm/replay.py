@@ -76,6 +76,10 @@ class ReplaySchedule(ABC):
     def limit(self, capacity: int) -> int:
         """Entries the buffer may hold."""
 
+    def needs(self, capacity: int) -> int:
+        """Usable entries that it waits for before it replays any."""
+        return 1
+
 
 @dataclass(frozen=True)
 class Drain(ReplaySchedule):
@@ -101,11 +105,15 @@ class Drain(ReplaySchedule):
 
     def quota(self, usable: int, capacity: int, fresh: int) -> int:
         """See :class:`ReplaySchedule`."""
-        return min(usable, capacity) if usable >= self.ready * capacity else 0
+        return min(usable, capacity) if usable >= self.needs(capacity) else 0
 
     def limit(self, capacity: int) -> int:
         """See :class:`ReplaySchedule`."""
-        return max(capacity, 2 * math.ceil(self.ready * capacity))
+        return max(capacity, 2 * self.needs(capacity))
+
+    def needs(self, capacity: int) -> int:
+        """See :class:`ReplaySchedule`."""
+        return math.ceil(self.ready * capacity)
 
 
 @dataclass(frozen=True)
