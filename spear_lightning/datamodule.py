@@ -141,7 +141,7 @@ class RolloutDataModule(LightningDataModule, RankState):
         self.rollouts, self.evaluation = rollouts, evaluation
         self.advantage, self.reward, self.filters = advantage, reward, filters
         self.replay = replay
-        self.baseline = baseline or RewardBaseline()
+        self.baseline = RewardBaseline() if baseline is None else baseline  # an empty one is false
         self.max_turns, self.max_response_tokens = max_turns, max_response_tokens
         self.max_episode_tokens, self.max_active = max_episode_tokens, max_active
         self.schedule = schedule
