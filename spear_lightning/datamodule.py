@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from spear_lightning.hooks import RankState, rollout_listeners
 from spear_lightning.playing import RolloutPlayer, check_whole_weights
 from spear_lightning.rollout.agent import Agent
 from spear_lightning.rollout.checks import check_advantage, check_replay
-from spear_lightning.rollout.collector import Collector, EpisodeSpec, PlayedEpisodes
+from spear_lightning.rollout.collector import Collector, PlayedEpisodes
 from spear_lightning.rollout.episode import Row
 from spear_lightning.rollout.experience import fresh_rows
 from spear_lightning.rollout.filtered import FilterWarning
@@ -42,10 +43,11 @@ from spear_lightning.rollout.minibatches import (
     build_minibatches,
 )
 from spear_lightning.rollout.played import played_from_states, played_to_state
+from spear_lightning.rollout.resampling import ShortageWarning, play_until_signal
 from spear_lightning.rollout.schedules import RolloutSchedule, Waves
 from spear_lightning.rollout.scored import Rollout
 from spear_lightning.rollout.scoring import GroupStatistics, estimate_advantages, score_episode, shares_filtered
-from spear_lightning.rollout.selection import evaluation_specs, training_specs
+from spear_lightning.rollout.selection import check_enough_tasks, evaluation_specs, training_specs
 from spear_lightning.rollout.settings import Evaluation, TrainingRollouts
 from spear_lightning.rollout.state import RankFiles, load_replay, replay_to_state, save_rank_file
 
@@ -150,7 +152,7 @@ class RolloutDataModule(LightningDataModule, RankState):
         self.workers, self.step_timeout, self.seed = workers, step_timeout, seed
         self.tool_reward_weight = 0.0
         self._player: RolloutPlayer | None = None
-        self._filter_warning = FilterWarning()
+        self._filter_warning, self._shortage_warning = FilterWarning(), ShortageWarning()
         self._apart = False
 
     @property
@@ -178,12 +180,7 @@ class RolloutDataModule(LightningDataModule, RankState):
                     f"data.engine is {type(self.engine).__name__}, which can evaluate and not train: use "
                     "HuggingFaceEngine, or spear validate"
                 )
-            count = len(self.environment.tasks("train"))
-            if count < self.rollouts.tasks:
-                raise MisconfigurationException(
-                    f"data.rollouts.tasks is {self.rollouts.tasks}, but the training split has only {count} tasks: "
-                    "lower it, or give data.environment more training tasks"
-                )
+            check_enough_tasks(self.environment.tasks("train"), self.rollouts)
             check_advantage(self.advantage, self.reward, self.rollouts, self.agent.context == "stepwise")
             if self.replay is not None:
                 check_replay(self.replay, self.filters, self.rollouts, self._samples_per_episode)
@@ -227,9 +224,10 @@ class RolloutDataModule(LightningDataModule, RankState):
 
     def _minibatches_of(self, iteration: int) -> list[Minibatch]:
         """Play, score and deal an iteration; nothing but its minibatches outlives this."""
-        played = self._playing.play_iteration(iteration, self._training_specs)
-        rollout, statistics = self._scored("train", iteration, played)
+        rollout = self._played(iteration)
         started = time.perf_counter()
+        batch = self.rollouts.tasks if self.rollouts.resample else None
+        statistics = estimate_advantages(rollout.episodes, self.advantage, self.filters, batch)
         pad_id, temperature = self.agent.pad_id, self.rollouts.temperature
         rows = self._module.correct(fresh_rows(rollout.episodes), pad_id, self.max_tokens, temperature)
         steps = build_minibatches(
@@ -248,15 +246,20 @@ class RolloutDataModule(LightningDataModule, RankState):
         self._tell(rollout)
         return steps
 
-    def _training_specs(self, iteration: int) -> list[EpisodeSpec]:
-        return training_specs(
-            self.environment.tasks("train"),
-            self.rollouts,
-            seed=self.seed,
-            iteration=iteration,
-            rank=rank(),
-            world_size=world_size(),
-        )
+    def _played(self, iteration: int) -> Rollout:
+        """The episodes of an iteration, scored. Every rank must call it."""
+        deal = partial(training_specs, self.environment.tasks("train"), self.rollouts, seed=self.seed)
+
+        def play(groups: range) -> Rollout:
+            specs = partial(deal, groups=groups, rank=rank(), world_size=world_size())
+            return self._scored("train", iteration, self._playing.play_iteration(iteration, specs))
+
+        rollout, resampling = play_until_signal(play, self.rollouts)
+        if self.rollouts.resample:
+            self._shortage_warning.look_at(resampling, self.rollouts)
+            self._module.record_counts(resampling.metrics())
+        self._filter_warning.look_at(shares_filtered(rollout.episodes))
+        return rollout
 
     def _draw_and_admit(
         self, rollout: Rollout, rows: dict[str, Row], statistics: GroupStatistics, iteration: int
@@ -301,7 +304,7 @@ class RolloutDataModule(LightningDataModule, RankState):
         def play() -> Iterator[Rollout]:
             for specs in batches:
                 iteration = self._trainer.current_epoch
-                rollout, _ = self._scored(split, iteration, self._playing.play(split, specs, iteration))
+                rollout = self._scored(split, iteration, self._playing.play(split, specs, iteration))
                 self._tell(rollout)
                 yield rollout
 
@@ -313,19 +316,14 @@ class RolloutDataModule(LightningDataModule, RankState):
         for listener in rollout_listeners(self._trainer):
             listener.on_rollout_end(self._trainer, self._module, rollout)
 
-    def _scored(self, split: Split, iteration: int, played: PlayedEpisodes) -> tuple[Rollout, GroupStatistics]:
-        """Score what was played. Every rank must call it."""
+    def _scored(self, split: Split, iteration: int, played: PlayedEpisodes) -> Rollout:
+        """Score what was played."""
         started = time.perf_counter()
         whole = [episode for episode in played.episodes if episode.status != "aborted"]
         weight = self.tool_reward_weight if split == "train" else 0.0
         scored = [score_episode(episode, self.reward, self.filters, weight) for episode in whole]
-        # Held-out episodes are not compared with each other: no groups, no advantages.
-        statistics = GroupStatistics.none()
-        if split == "train":
-            self._filter_warning.look_at(shares_filtered(scored))
-            statistics = estimate_advantages(scored, self.advantage, self.filters)
         seconds = {**played.seconds, "other": played.seconds["other"] + time.perf_counter() - started}
-        return Rollout(split, iteration, scored, played.aborted, seconds), statistics
+        return Rollout(split, iteration, scored, played.aborted, seconds)
 
     def _sampling(self, split: Split) -> Sampling:
         chosen = self.rollouts if split == "train" else self.evaluation

@@ -32,7 +32,8 @@ class RolloutHooks:
         """Before the first episode; ``episodes`` is the number this rank will play.
 
         With ``data.rollouts.max_staleness: 1`` it is told when the iteration begins to wait for its episodes, some or
-        all of which are played by then.
+        all of which are played by then. With ``data.rollouts.resample`` it is told once for each round of an
+        iteration, and ``finished`` counts from 0 again; such a round may have no episode for this rank.
         """
 
     def on_rollout_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, finished: int, active: int) -> None:

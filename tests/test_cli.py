@@ -59,6 +59,25 @@ def message_of(capsys, tmp_path, cache, *arguments: str) -> str:
         (["--data.rollouts.top_p=0.9"], ["top_p", "importance ratio"]),
         (["--data.rollouts.temperature=0"], ["data.rollouts.temperature"]),
         (["--data.rollouts.tasks=9"], ["data.rollouts.tasks", "only 8"]),
+        (
+            ["--data.rollouts.resample=2"],
+            [
+                "data.rollouts.tasks is 4",
+                "data.rollouts.resample 2",
+                "may take 12 tasks",
+                "only 8",
+                "lower one of them",
+            ],
+        ),
+        (["--data.rollouts.resample=-1"], ["data.rollouts.resample must not be negative: -1"]),
+        (
+            ["--data.rollouts.resample=1", "--data.rollouts.max_staleness=1"],
+            ["data.rollouts.resample is 1", "data.rollouts.max_staleness 1", "set max_staleness to 0"],
+        ),
+        (
+            ["--data.rollouts.resample=1", "--data.rollouts.group_size=1"],
+            ["data.rollouts.resample is 1", "data.rollouts.group_size 1", "raise group_size"],
+        ),
         (["--model.optimizer.init_args.lr=0"], ["learning rate of 0"]),
         (["--data.replay=null"], ["CurriculumSchedule", "data.replay"]),
         (

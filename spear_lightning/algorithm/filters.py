@@ -65,7 +65,9 @@ def is_unreadable(text: str) -> bool:
     return _UNREADABLE.search(text) is not None
 
 
-def keep_groups(stds: Sequence[float] | npt.NDArray[Any], group_ids: Sequence[int], share: float) -> set[int]:
+def keep_groups(
+    stds: Sequence[float] | npt.NDArray[Any], group_ids: Sequence[int], share: float, of: int | None = None
+) -> set[int]:
     """The groups with the largest reward deviation: ``max(1, ⌊ρ·n⌋)`` of all n, without those that have none.
 
     A group without deviation carries no signal: its advantages are zero anyway. Dropping it, whatever ``share``, is
@@ -75,6 +77,7 @@ def keep_groups(stds: Sequence[float] | npt.NDArray[Any], group_ids: Sequence[in
         stds: reward standard deviation of each group (all ranks).
         group_ids: number of each group; of two groups with equal deviation the smaller number is kept.
         share: ρ, in (0, 1].
+        of: n; ``None`` for the number of groups given. Groups that are known to have no deviation may be left out.
 
     Returns:
         Numbers of the kept groups; empty if no group has a deviation (skip the iteration).
@@ -85,7 +88,7 @@ def keep_groups(stds: Sequence[float] | npt.NDArray[Any], group_ids: Sequence[in
     if not 0 < share <= 1:
         raise ValueError(f"keep_share must be in (0, 1], not {share}")
     ranked = sorted(zip(map(float, stds), group_ids, strict=True), key=lambda pair: (-pair[0], pair[1]))
-    quota = max(1, int(share * len(ranked) + 1e-9))
+    quota = max(1, int(share * (len(ranked) if of is None else of) + 1e-9))
     return {group for std, group in ranked[:quota] if std > ZERO_DEVIATION}
 
 

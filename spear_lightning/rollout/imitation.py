@@ -36,7 +36,7 @@ def draw_and_admit(
     Args:
         replay: drawn from, and admitted to.
         baseline: that entries are judged by.
-        scored: this rank's episodes of the iteration.
+        scored: this rank's episodes of the iteration. The schedule counts those in the batch.
         rows: made of them, as they are trained on.
         iteration: its number.
         seed: of the run.
@@ -46,7 +46,7 @@ def draw_and_admit(
     Returns:
         The replayed rows of this rank, with their recalibrated advantages, and metrics over all ranks.
     """
-    samples = sum(item.episode.samples for item in scored)
+    samples = sum(item.episode.samples for item in scored if item.in_batch)
     drawn = replay.draw(
         iteration,
         baseline,

@@ -26,6 +26,8 @@ class ScoredEpisode:
             ``repetitive``, ``unreadable``), empty if none.
         keep: one per turn; false takes the turn out of the loss.
         group_kept: false if the whole group was dropped (smallest reward deviation, or none).
+        in_batch: false if the group carries no signal and others were sought in its place: it is dropped, and counts in
+            nothing that is computed of the batch.
         advantages: one per turn, float64 ``(turns,)``; zeros until estimated.
         group_mean: mean R of the group.
         group_std: sample standard deviation of R in the group.
@@ -39,6 +41,7 @@ class ScoredEpisode:
     filters: frozenset[str] = frozenset()
     keep: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
     group_kept: bool = True
+    in_batch: bool = True
     advantages: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     group_mean: float = 0.0
     group_std: float = 0.0
@@ -79,6 +82,13 @@ class Rollout:
     ) -> None:
         self.split, self.iteration = split, iteration
         self.episodes, self.aborted, self.seconds = episodes, aborted, seconds
+
+    def extend(self, other: Rollout) -> None:
+        """Take in what this rank played next in the same phase, groups with larger numbers; seconds add up."""
+        self.episodes += other.episodes
+        self.aborted += other.aborted
+        for name, seconds in other.seconds.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def to(self, device: object) -> Rollout:
         """Itself: there is nothing on a device. Lightning calls it for each batch."""

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from spear_lightning.algorithm.estimators import AdvantageEstimator, TurnTable
-from spear_lightning.algorithm.filters import QualityFilters, keep_groups
+from spear_lightning.algorithm.filters import ZERO_DEVIATION, QualityFilters, keep_groups
 from spear_lightning.algorithm.rewards import RewardComposer
-from spear_lightning.distributed import gather
+from spear_lightning.distributed import concatenate, gather
 from spear_lightning.rollout.episode import Context, Episode
 from spear_lightning.rollout.scored import ScoredEpisode
 
@@ -94,8 +94,20 @@ def shares_filtered(scored: Sequence[ScoredEpisode]) -> dict[str, float]:
     return {name: count / len(scored) for name, count in hits.most_common()}
 
 
+def groups_with_signal(scored: Sequence[ScoredEpisode]) -> set[int]:
+    """Numbers of the groups, over all ranks, whose episodes did not all get the same R. Every rank must call it.
+
+    Args:
+        scored: this rank's episodes, in whole groups.
+    """
+    rewards: dict[int, list[float]] = {}
+    for item in scored:
+        rewards.setdefault(item.episode.group, []).append(item.reward)
+    return set(concatenate(group for group, values in rewards.items() if _deviation(values) > ZERO_DEVIATION))
+
+
 def estimate_advantages(
-    scored: Sequence[ScoredEpisode], estimator: AdvantageEstimator, filters: QualityFilters
+    scored: Sequence[ScoredEpisode], estimator: AdvantageEstimator, filters: QualityFilters, batch: int | None = None
 ) -> GroupStatistics:
     """Fill in group statistics, dropped groups and advantages, in place.
 
@@ -107,33 +119,41 @@ def estimate_advantages(
         scored: this rank's episodes.
         estimator: GRPO, GiGPO, …
         filters: whose ``keep_share`` says how many groups stay.
+        batch: B, where others were sought in place of groups whose episodes all got the same R: such groups are then
+            dropped, and estimated apart from those that are learned from. ``None`` estimates all groups together.
     """
     parts = gather([_Scores.of(item) for item in scored])
     everything = sorted((row for part in parts for row in part), key=lambda row: (row.group, row.index))
     if not everything:
         return GroupStatistics.none()
-    table, lengths = _table(everything)
-    advantages = np.split(np.asarray(estimator(table), dtype=np.float64), np.cumsum(lengths)[:-1])
-    of_episode = {(row.group, row.index): values for row, values in zip(everything, advantages, strict=True)}
-
-    groups = sorted({row.group for row in everything})
-    members = [[row for row in everything if row.group == group] for group in groups]
-    means = np.array([np.mean([row.reward for row in rows]) for rows in members])
-    stds = [_deviation([row.reward for row in rows]) for rows in members]
-    kept = keep_groups([_deviation([row.worth for row in rows]) for rows in members], groups, filters.keep_share)
-    positions = {group: position for position, group in enumerate(groups)}
+    members: dict[int, list[_Scores]] = {}
+    for row in everything:
+        members.setdefault(row.group, []).append(row)
+    means = {group: float(np.mean([row.reward for row in rows])) for group, rows in members.items()}
+    stds = {group: _deviation([row.reward for row in rows]) for group, rows in members.items()}
+    learned = [group for group in members if batch is None or stds[group] > ZERO_DEVIATION]
+    worths = [_deviation([row.worth for row in members[group]]) for group in learned]
+    kept = keep_groups(worths, learned, filters.keep_share, batch)
+    of_episode: dict[tuple[int, int], np.ndarray] = {}
+    deviations: dict[int, float] = {}
+    for part in (learned, [group for group in members if group not in learned]):
+        if part:
+            rows = [row for group in part for row in members[group]]
+            table, lengths = _table(rows)
+            advantages = np.split(np.asarray(estimator(table), dtype=np.float64), np.cumsum(lengths)[:-1])
+            of_episode.update(zip(((row.group, row.index) for row in rows), advantages, strict=True))
+            deviations.update(zip(part, estimator.deviations(table), strict=True))
     for item in scored:
         group = item.episode.group
-        position = positions[group]
         item.advantages = of_episode[group, item.episode.index][: len(item.episode.turns)]
-        item.group_mean, item.group_std = float(means[position]), stds[position]
-        item.group_kept = group in kept
+        item.group_mean, item.group_std = means[group], stds[group]
+        item.group_kept, item.in_batch = group in kept, group in learned
         if not item.group_kept:
             item.keep = np.zeros_like(item.keep)
     return GroupStatistics(
-        means=means,
-        deviations=np.asarray(estimator.deviations(table), dtype=np.float64),
-        kept=np.array([group in kept for group in groups]),
+        means=np.array([means[group] for group in members]),
+        deviations=np.array([deviations[group] for group in members], dtype=np.float64),
+        kept=np.array([group in kept for group in members]),
     )
 
 

@@ -20,6 +20,9 @@ class TrainingRollouts:
             one trains, so with weights that are one iteration old from the second iteration on; importance ratios are
             taken against the log-probabilities it was played with. More would only be older: one engine plays one
             iteration at a time.
+        resample: most further rounds of an iteration (DAPO's dynamic sampling), in which groups whose episodes all got
+            the same reward are replaced by groups of fresh tasks. An iteration may then take
+            ``tasks * (1 + resample)`` tasks; it learns from B groups at most.
 
     Raises:
         ValueError: a value is out of range; the message names the key.
@@ -31,6 +34,7 @@ class TrainingRollouts:
     top_p: float = 1.0
     top_k: int = 0
     max_staleness: int = 0
+    resample: int = 0
 
     def __post_init__(self) -> None:
         if self.max_staleness not in (0, 1):
@@ -41,6 +45,19 @@ class TrainingRollouts:
         for name in ("tasks", "group_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.rollouts.{name} must be at least 1, not {getattr(self, name)}")
+        if self.resample < 0:
+            raise ValueError(f"data.rollouts.resample must not be negative: {self.resample}")
+        if self.resample and self.max_staleness:
+            raise ValueError(
+                f"data.rollouts.resample is {self.resample} and data.rollouts.max_staleness 1, but who plays ahead "
+                "cannot know yet which groups will be missing: set max_staleness to 0, or resample to 0"
+            )
+        if self.resample and self.group_size == 1:
+            raise ValueError(
+                f"data.rollouts.resample is {self.resample} and data.rollouts.group_size 1, but the reward of a single "
+                "episode never differs from itself, so every group would be replaced: raise group_size, or set "
+                "resample to 0"
+            )
         if self.temperature <= 0:
             raise ValueError(
                 f"data.rollouts.temperature must be above 0, not {self.temperature}: "

@@ -88,6 +88,7 @@ def test_keep_groups_by_hand():
     assert keep_groups(stds, groups, 0.1) == {11}  # one at least
     assert keep_groups([0.0, 1e-17], [1, 2], 1.0) == set()
     assert keep_groups([], [], 0.75) == set()
+    assert keep_groups([2.0, 1.0], [10, 11], 0.5, of=4) == {10, 11}  # two others are known to have no deviation
 
 
 def test_ties_go_to_the_smaller_group_whatever_the_order():

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,27 @@ class Suicidal(Tiny):
 
 def not_an_environment() -> str:
     return "hello"
+
+
+class Toss(gymnasium.Env[str, str]):
+    """Some words win and others do not; every third task cannot be won."""
+
+    observation_space = gymnasium.spaces.Text(10_000)
+    action_space = gymnasium.spaces.Text(10_000)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.number = int((options or {})["task"].split()[1])
+        return f"you see a desk {self.number}", {"won": False}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        won = self.number % 3 > 0 and zlib.crc32(action.encode()) % 4 == 0
+        return "nothing", float(won), True, False, {"won": won}
+
+
+class Tossed(Tiny):
+    def make(self) -> gymnasium.Env[Any, Any]:
+        return Toss()
 
 
 class Gate(Countdown):

@@ -3,11 +3,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spear_lightning.algorithm.estimators import GRPO, GiGPO
+from spear_lightning.algorithm.estimators import GRPO, RLOO, GiGPO, ReinforcePlusPlusBaseline
 from spear_lightning.algorithm.filters import QualityFilters
 from spear_lightning.algorithm.rewards import RewardComposer
 from spear_lightning.rollout.experience import admissible_entries, fresh_rows, recalibrated
-from spear_lightning.rollout.scoring import estimate_advantages, score_episode, shares_filtered
+from spear_lightning.rollout.scoring import (
+    estimate_advantages,
+    groups_with_signal,
+    score_episode,
+    shares_filtered,
+)
 from tests.rollout.made import make_episode, make_turn
 
 FILTERS = QualityFilters(keep_share=1.0)
@@ -91,6 +96,40 @@ def test_a_group_in_which_only_penalties_differ_is_kept_and_pays_them():
     assert estimate_advantages(scored, GRPO(), FILTERS).kept.tolist() == [True]
     assert scored[0].group_std == 0.0
     np.testing.assert_allclose(scored[0].advantages, [-0.1, 0.0])
+
+
+SIGNAL = [[True, False, False, False], [True, True, False, False]]
+FLAT = [[False] * 4, [True] * 4, [False] * 4]
+
+
+@pytest.mark.parametrize("context", ["stepwise", "conversation"])
+@pytest.mark.parametrize("estimator", [GRPO(), RLOO(), ReinforcePlusPlusBaseline(), GiGPO(mode="mean_std_norm")])
+def test_groups_that_were_replaced_change_nothing_for_the_others(estimator, context):
+    alone, beside = (scored_group(groups, context=context) for groups in (SIGNAL, SIGNAL + FLAT))
+    beside[8].penalties[0] = 0.1  # R is still the same for all of its group
+    expected = estimate_advantages(alone, estimator, FILTERS)
+    found = estimate_advantages(beside, estimator, FILTERS, batch=2)
+    for mine, other in zip(beside[:8], alone, strict=True):
+        np.testing.assert_array_equal(mine.advantages, other.advantages)
+    np.testing.assert_array_equal(found.deviations[:2], expected.deviations)
+    np.testing.assert_array_equal(found.means, [2.5, 5.0, 0.0, 10.0, 0.0])
+    assert found.kept.tolist() == [True, True, False, False, False]
+    for item in beside[8:]:
+        assert not item.group_kept
+        assert not item.in_batch
+        assert not item.keep.any()
+    assert groups_with_signal(beside) == {0, 1}
+
+
+def test_the_share_of_groups_is_taken_among_those_with_signal():
+    filters = QualityFilters(keep_share=0.75)
+    scored = scored_group([*FLAT, *SIGNAL, *SIGNAL], filters)
+    assert np.flatnonzero(estimate_advantages(scored, GRPO(), filters, batch=4).kept).tolist() == [3, 4, 6]
+    scored = scored_group([*FLAT, *SIGNAL], filters)
+    kept = estimate_advantages(scored, GRPO(), filters, batch=4).kept
+    assert np.flatnonzero(kept).tolist() == [3, 4], "of four groups three may stay, and only two have a signal"
+    scored = scored_group(FLAT)
+    assert not estimate_advantages(scored, ReinforcePlusPlusBaseline(), FILTERS, batch=2).kept.any()
 
 
 def test_gigpo_sees_step_rewards_and_anchors():
