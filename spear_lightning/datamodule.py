@@ -35,13 +35,7 @@ from spear_lightning.rollout.episode import Row
 from spear_lightning.rollout.experience import fresh_rows
 from spear_lightning.rollout.filtered import FilterWarning
 from spear_lightning.rollout.imitation import draw_and_admit, remember
-from spear_lightning.rollout.minibatches import (
-    IterationStream,
-    Minibatch,
-    ReplaySteps,
-    StepPlan,
-    build_minibatches,
-)
+from spear_lightning.rollout.minibatches import IterationStream, Minibatch, ReplaySteps, StepPlan, build_minibatches
 from spear_lightning.rollout.played import played_from_states, played_to_state
 from spear_lightning.rollout.resampling import ShortageWarning, play_until_signal
 from spear_lightning.rollout.schedules import RolloutSchedule, Waves

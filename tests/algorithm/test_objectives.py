@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -233,8 +234,8 @@ def test_every_setting_of_a_loss_reaches_its_function(loss, function):
         "coef": 9.0,
         "covariance": "state",
     }
-    mine = [name for name in loss.__dataclass_fields__ if name in changes]
-    assert len(mine) == len(loss.__dataclass_fields__)
+    mine = [field.name for field in dataclasses.fields(loss) if field.name in changes]
+    assert len(mine) == len(dataclasses.fields(loss))
     for name in mine:
         made = loss(**{name: changes[name]})(logp, old, adv, mask, entropies=entropies, generator=seeded()).loss
         options = {name: changes[name]} if name != "covariance" else {"entropies": entropies}
