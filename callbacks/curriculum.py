@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,6 +11,12 @@ from lightning.pytorch.callbacks import Callback
 
 from spear_lightning.algorithm.schedules import CosineDecay, CosineWarmup, Schedule
 from spear_lightning.callbacks.logs import log_iteration
+
+_DEFAULTS = {"imitation_warmup": 200, "tool_reward_decay": 200, "imitation_max": 1.0, "tool_reward_max": 1.0}
+_PARTS = {
+    "imitation": ("imitation_warmup", "imitation_max"),
+    "tool_reward": ("tool_reward_decay", "tool_reward_max"),
+}
 
 # A schedule that is 0 for so many iterations never wanted a replay buffer.
 _HORIZON = 1000
@@ -28,14 +35,23 @@ class CurriculumSchedule(Callback):
     ``curriculum/tool_reward_weight``. Without this callback :math:`\gamma = 1` and :math:`\mu = 0`; both are put back
     when ``fit`` ends.
 
+    An overlay changes a part of the curriculum of the configuration below it by a second ``CurriculumSchedule``
+    (``callbacks+:``). Of several in the list the last one acts and the others do nothing; what it leaves at ``None`` is
+    what those before it say, and the default where none does.
+
     Args:
-        imitation_warmup: :math:`T_{warm}` in iterations; 0 starts with the full weight.
-        tool_reward_decay: :math:`T_{decay}` in iterations; 0 switches the tool reward off.
-        imitation_max: :math:`\gamma_{max}`; 0 switches self-imitation off, and no replay buffer is needed then.
-        tool_reward_max: :math:`\mu_{max}`, for tasks whose success reward is not of the order of 10.
+        imitation_warmup: :math:`T_{warm}` in iterations, by default 200; 0 starts with the full weight.
+        tool_reward_decay: :math:`T_{decay}` in iterations, by default 200; 0 switches the tool reward off.
+        imitation_max: :math:`\gamma_{max}`, by default 1; 0 switches self-imitation off, and no replay buffer is needed
+            then.
+        tool_reward_max: :math:`\mu_{max}`, by default 1, for tasks whose success reward is not of the order of 10.
         imitation: another schedule for :math:`\gamma`, in place of ``imitation_warmup`` and ``imitation_max``.
         tool_reward: another schedule for :math:`\mu`, in place of ``tool_reward_decay`` and ``tool_reward_max``:
             ``Constant`` and ``Zero`` of :mod:`spear_lightning.algorithm.schedules` are the paper's other two modes.
+
+    Attributes:
+        imitation: the schedule of :math:`\gamma`.
+        tool_reward: the schedule of :math:`\mu`.
 
     Raises:
         MisconfigurationException: an argument is out of range; or, at the start of ``fit``, imitation is asked for
@@ -55,30 +71,39 @@ class CurriculumSchedule(Callback):
 
     def __init__(
         self,
-        imitation_warmup: int = 200,
-        tool_reward_decay: int = 200,
-        imitation_max: float = 1.0,
-        tool_reward_max: float = 1.0,
+        imitation_warmup: int | None = None,
+        tool_reward_decay: int | None = None,
+        imitation_max: float | None = None,
+        tool_reward_max: float | None = None,
         imitation: Schedule | None = None,
         tool_reward: Schedule | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("imitation_warmup", imitation_warmup),
-            ("tool_reward_decay", tool_reward_decay),
-            ("imitation_max", imitation_max),
-            ("tool_reward_max", tool_reward_max),
-        ):
-            if not value >= 0:
+        numbers = {
+            "imitation_warmup": imitation_warmup,
+            "tool_reward_decay": tool_reward_decay,
+            "imitation_max": imitation_max,
+            "tool_reward_max": tool_reward_max,
+        }
+        for name, value in numbers.items():
+            if value is not None and not value >= 0:
                 raise MisconfigurationException(f"CurriculumSchedule: {name} must be 0 or more, not {value}")
-        self.imitation = imitation or CosineWarmup(imitation_warmup, imitation_max)
-        self.tool_reward = tool_reward or CosineDecay(tool_reward_decay, tool_reward_max)
+        given = numbers | {"imitation": imitation, "tool_reward": tool_reward}
+        self._given: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        self._acts = True
         self._before: tuple[float, float] | None = None
+        self._follow([self])
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Check that there is something to weight, before training time is spent."""
+        """Find out what is asked for; check that there is something to weight, before training time is spent."""
         if stage != "fit":
             return
+        several = [callback for callback in _callbacks(trainer) if isinstance(callback, CurriculumSchedule)] or [self]
+        self._acts = several[-1] is self
+        if not self._acts:
+            return
+        if len(several) > 1:
+            self._follow(several)
         data = _datamodule(trainer)
         for owner, name in ((pl_module, "imitation_weight"), (data, "tool_reward_weight")):
             if not hasattr(owner, name):
@@ -100,10 +125,13 @@ class CurriculumSchedule(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Set the weights also for an iteration that is resumed in its middle."""
-        self._set(trainer, pl_module)
+        if self._acts:
+            self._set(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Set and log the weights of this iteration, before its first episode."""
+        if not self._acts:
+            return
         gamma, mu = self._set(trainer, pl_module)
         values = {"curriculum/imitation_weight": gamma, "curriculum/tool_reward_weight": mu}
         log_iteration(trainer, pl_module, values)
@@ -116,6 +144,22 @@ class CurriculumSchedule(Callback):
         """Leave the weights as they were found."""
         self._restore(trainer, pl_module)
 
+    def _follow(self, schedules: Sequence[CurriculumSchedule]) -> None:
+        """Take over what ``schedules`` ask for; of two that speak of the same weight the later one counts."""
+        asked: dict[str, Any] = {}
+        for schedule in schedules:
+            for whole, parts in _PARTS.items():
+                if any(part in schedule._given for part in parts):
+                    asked.pop(whole, None)  # of an earlier one: it would stand in place of what this one asks for
+            asked |= schedule._given
+        asked = _DEFAULTS | asked
+        self.imitation: Schedule = asked.get("imitation") or CosineWarmup(
+            asked["imitation_warmup"], asked["imitation_max"]
+        )
+        self.tool_reward: Schedule = asked.get("tool_reward") or CosineDecay(
+            asked["tool_reward_decay"], asked["tool_reward_max"]
+        )
+
     def _set(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[float, float]:
         gamma = self.imitation(trainer.current_epoch)
         mu = self.tool_reward(trainer.current_epoch)
@@ -127,6 +171,10 @@ class CurriculumSchedule(Callback):
         if self._before is not None:
             pl_module.imitation_weight, _datamodule(trainer).tool_reward_weight = self._before  # type: ignore[assignment]
             self._before = None
+
+
+def _callbacks(trainer: pl.Trainer) -> list[Callback]:
+    return trainer.callbacks  # type: ignore[attr-defined]
 
 
 def _datamodule(trainer: pl.Trainer) -> Any:

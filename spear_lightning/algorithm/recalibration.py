@@ -115,7 +115,7 @@ class Recalibration(ABC):
 
     @abstractmethod
     def __call__(self, entry: ReplayEntry, baseline: RewardBaseline, normalize_std: bool) -> float:
-        """Ã of ``entry``; only entries with Ã > 0 are replayed."""
+        """Ã of ``entry``; only entries with Ã > 0 are replayed, unless the buffer's ``filter_outgrown`` is off."""
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def _alone(values: list[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Drawn:
-    """An entry to be replayed now, with its recalibrated advantage Ã > 0."""
+    """An entry to be replayed now, with its recalibrated advantage Ã: above 0, where what is outgrown is left out."""
 
     entry: ReplayEntry
     advantage: float
@@ -158,6 +158,8 @@ class ReplayBuffer:
         max_age: iterations an entry stays usable (published: 5, at most 10).
         schedule: when and how much is replayed; ``None`` for ``Mix(ratio=0.25)``.
         recalibration: what an entry is worth when it is drawn; ``None`` for ``BaselineRecalibration()``.
+        filter_outgrown: leave out entries with Ã ≤ 0 (published). Without it they are replayed too, and the policy is
+            pushed away from what used to be better than usual.
 
     Raises:
         ValueError: ``capacity`` or ``max_age`` below 1.
@@ -177,6 +179,7 @@ class ReplayBuffer:
         max_age: int = 5,
         schedule: ReplaySchedule | None = None,
         recalibration: Recalibration | None = None,
+        filter_outgrown: bool = True,
     ) -> None:
         for key, value in (("capacity", capacity), ("max_age", max_age)):
             if value < 1:
@@ -185,6 +188,7 @@ class ReplayBuffer:
         self.max_age = max_age
         self.schedule = schedule or Mix()
         self.recalibration = recalibration or BaselineRecalibration()
+        self.filter_outgrown = filter_outgrown
         self._entries: dict[str, ReplayEntry] = {}
         self._uses: dict[str, int] = {}
 
@@ -210,7 +214,7 @@ class ReplayBuffer:
         return len(admitted)
 
     def usable(self, iteration: int, baseline: RewardBaseline, normalize_std: bool = False) -> list[Drawn]:
-        """The entries on this rank that may be replayed now: not too old, A > 0 and Ã > 0.
+        """The entries on this rank that may be replayed now: not too old, A > 0 and, with ``filter_outgrown``, Ã > 0.
 
         Args:
             iteration: t now.
@@ -219,7 +223,7 @@ class ReplayBuffer:
         """
         young = (entry for entry in self._entries.values() if iteration - entry.iteration <= self.max_age)
         judged = (Drawn(entry, self.recalibration(entry, baseline, normalize_std)) for entry in young)
-        return [drawn for drawn in judged if drawn.advantage > 0]
+        return [drawn for drawn in judged if drawn.advantage > 0 or not self.filter_outgrown]
 
     def draw(
         self,

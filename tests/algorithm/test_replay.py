@@ -100,6 +100,17 @@ def test_recalibration():
     assert len(buffer.draw(0, baseline(0.0), seed=0, fresh=9)) == 3
 
 
+def test_what_is_outgrown_is_replayed_where_it_is_not_filtered():
+    entries = [entry("great", reward=10.0), entry("usual", reward=4.0), entry("poor", reward=1.0)]
+    everything = ReplayBuffer(schedule=ALL, filter_outgrown=False)
+    everything.add([*entries, entry("loss", advantage=-1.0)], 0)
+    drawn = everything.draw(0, baseline(4.0), seed=0, fresh=9)
+    assert {one.entry.key: one.advantage for one in drawn} == {"great": 6.0, "usual": 0.0, "poor": -3.0}
+    full = ReplayBuffer(capacity=2, schedule=Drain(ready=1.5), filter_outgrown=False)
+    full.add(entries, 0)
+    assert len(full.draw(1, baseline(4.0), seed=0, fresh=9)) == 2, "they count as usable"
+
+
 def test_division_by_the_deviation_does_not_blow_up_where_most_groups_fail():
     now = baseline(0.0, 0.0, 5.0, stds=[0.0, 0.0, 5.0])
     assert BaselineRecalibration()(entry("win", reward=10.0), now, True) == 2.0

@@ -7,6 +7,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 
 from spear_lightning.algorithm.schedules import Constant, Zero
 from spear_lightning.callbacks import CurriculumSchedule
+from spear_lightning.callbacks import curriculum as curriculum_module
 from tests.callbacks.tiny import Script, TinyData, TinyModule, make_trainer
 
 REPLAY = object()  # the callback asks only whether there is one
@@ -107,3 +108,54 @@ def test_a_foreign_module_is_told_what_is_missing(tmp_path: Path) -> None:
 def test_arguments_out_of_range_are_named(name: str, value: float) -> None:
     with pytest.raises(MisconfigurationException, match=f"CurriculumSchedule: {name} must be 0 or more"):
         CurriculumSchedule(**{name: value})  # type: ignore[arg-type]
+
+
+def weights(tmp_path: Path, *curricula: CurriculumSchedule) -> list[tuple[float, float]]:
+    data = TinyData(replay=REPLAY)
+    make_trainer(tmp_path, curricula, max_epochs=4).fit(TinyModule(), datamodule=data)
+    return data.weights
+
+
+def test_of_several_the_last_acts_and_takes_over_what_it_leaves_open(tmp_path: Path) -> None:
+    def first() -> CurriculumSchedule:
+        return CurriculumSchedule(imitation_warmup=2, tool_reward_decay=3, imitation_max=0.5, tool_reward_max=0.1)
+
+    for later, alone in (
+        (CurriculumSchedule(), first()),
+        (CurriculumSchedule(imitation_warmup=4), CurriculumSchedule(4, 3, 0.5, 0.1)),
+        (CurriculumSchedule(tool_reward_max=2.0), CurriculumSchedule(2, 3, 0.5, 2.0)),
+        (CurriculumSchedule(tool_reward=Zero()), CurriculumSchedule(2, 3, 0.5, tool_reward=Zero())),
+        (CurriculumSchedule(imitation=Constant(0.3)), CurriculumSchedule(2, 3, 0.5, 0.1, Constant(0.3))),
+    ):
+        assert weights(tmp_path, first(), later) == weights(tmp_path, alone)
+    # What is asked for by number stands above a schedule asked for before it.
+    assert weights(tmp_path, CurriculumSchedule(imitation=Zero()), CurriculumSchedule(2), CurriculumSchedule()) == (
+        weights(tmp_path, CurriculumSchedule(2))
+    )
+
+
+def test_of_several_only_the_last_logs_and_puts_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[dict[str, float]] = []
+    monkeypatch.setattr(curriculum_module, "log_iteration", lambda trainer, module, values: logged.append(values))
+    data, module = TinyData(replay=REPLAY), TinyModule()
+    module.imitation_weight = 0.7
+    both = [CurriculumSchedule(2, 2), CurriculumSchedule(imitation_max=0.5)]
+    make_trainer(tmp_path, both, max_epochs=3).fit(module, datamodule=data)
+    assert [values["curriculum/imitation_weight"] for values in logged] == pytest.approx([0.0, 0.25, 0.5])
+    assert [values["curriculum/tool_reward_weight"] for values in logged] == pytest.approx([1.0, 0.5, 0.0])
+    assert (module.imitation_weight, data.tool_reward_weight) == (0.7, 0.0)
+
+
+def test_only_the_last_of_several_asks_for_a_replay_buffer(tmp_path: Path) -> None:
+    data = TinyData(replay=None)
+    both = [CurriculumSchedule(), CurriculumSchedule(imitation=Zero())]
+    make_trainer(tmp_path, both).fit(TinyModule(), datamodule=data)
+    assert [gamma for gamma, _ in data.weights] == [0.0, 0.0]
+    with pytest.raises(MisconfigurationException, match=r"data\.replay"):
+        make_trainer(tmp_path, [*both[::-1], CurriculumSchedule(imitation_warmup=3)]).fit(TinyModule(), datamodule=data)
+
+
+def test_without_arguments_it_is_the_published_curriculum() -> None:
+    curriculum = CurriculumSchedule()
+    assert [curriculum.imitation(t) for t in (0, 100, 200, 300)] == pytest.approx([0.0, 0.5, 1.0, 1.0])
+    assert [curriculum.tool_reward(t) for t in (0, 100, 200, 300)] == pytest.approx([1.0, 0.5, 0.0, 0.0])

@@ -3,7 +3,7 @@
 from spear_lightning.environments.math.files import HuggingFaceProblems, ProblemFile
 from spear_lightning.environments.math.generated import GeneratedProblems
 from spear_lightning.environments.math.graders import MathVerify, OwnScorer, StrictBox
-from spear_lightning.environments.math.problems import Columns
+from spear_lightning.environments.math.problems import Columns, ProblemSets
 from spear_lightning.environments.math.suite import MathProblems
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "MathVerify",
     "OwnScorer",
     "ProblemFile",
+    "ProblemSets",
     "StrictBox",
 ]

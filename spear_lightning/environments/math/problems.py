@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -116,3 +116,63 @@ class ProblemSource(ABC):
     @abstractmethod
     def __str__(self) -> str:
         """What the problems are read from, for messages."""
+
+    @property
+    def parts(self) -> Sequence[ProblemSource]:
+        """The sources that it consists of; itself, where it is one."""
+        return (self,)
+
+
+class ProblemSets(ProblemSource):
+    """Several sources one after the other, whose results are reported apart, by task type.
+
+    Args:
+        sources: by a name of your own, without ``/``. The type of a problem is the name of its source, and below it
+            the type that the source gives it, if any (``aime24``, ``generated/gcd``).
+
+    Raises:
+        ValueError: no source, or a name that cannot be one.
+
+    Example::
+
+        validation:
+          class_path: ProblemSets
+          init_args:
+            sources:
+              aime24: {class_path: ProblemFile, init_args: {path: aime24.jsonl}}
+              aime25: {class_path: ProblemFile, init_args: {path: aime25.jsonl}}
+    """
+
+    def __init__(self, sources: dict[str, ProblemSource]) -> None:
+        if not sources:
+            raise ValueError("ProblemSets.sources is empty: name at least one source")
+        wrong = [name for name in sources if not name or "/" in name]
+        if wrong:
+            raise ValueError(f"ProblemSets.sources: {wrong[0]!r} cannot be a name: it must be a word without /")
+        self.sources = dict(sources)
+        self._problems: tuple[Problem, ...] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_problems": None}
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.sources.values()))
+
+    def problems(self) -> Sequence[Problem]:
+        """The problems of each source, in its order.
+
+        Raises:
+            ValueError: a source cannot be used; the message says where and why.
+        """
+        if self._problems is None:
+            self._problems = tuple(
+                replace(problem, kind=f"{name}/{problem.kind}".rstrip("/"))
+                for name, source in self.sources.items()
+                for problem in source.problems()
+            )
+        return self._problems
+
+    @property
+    def parts(self) -> Sequence[ProblemSource]:
+        """See :class:`ProblemSource`."""
+        return [part for source in self.sources.values() for part in source.parts]

@@ -25,7 +25,8 @@ _SEEDS_PER_SPLIT = 1_000_000
 class MathProblems(TaskSuite):
     r"""Mathematics problems with verifiable answers, with or without a code interpreter.
 
-    A training problem whose question is also asked in validation or test is left out.
+    A training problem whose question is also asked in validation or test is left out. A split of several sources
+    (``ProblemSets``) is reported source by source.
 
     Args:
         train: training problems; default 480 generated ones, from seed 0 on.
@@ -169,12 +170,14 @@ class MathProblems(TaskSuite):
             return self.grader
         if not self._own:
             self._own = {"generated": OwnScorer(), "data": MathVerify()}
-        return self._own["generated" if isinstance(self.sources[split], GeneratedProblems) else "data"]
+        generated = all(isinstance(part, GeneratedProblems) for part in self.sources[split].parts)
+        return self._own["generated" if generated else "data"]
 
 
 def _check_seeds(sources: Mapping[str, ProblemSource]) -> None:
-    """See to it that no two splits generate the same problems."""
-    for (first, one), (second, other) in combinations(sources.items(), 2):
+    """See to it that no two sources generate the same problems."""
+    parts = [(split, part) for split, source in sources.items() for part in source.parts]
+    for (first, one), (second, other) in combinations(parts, 2):
         if not isinstance(one, GeneratedProblems) or not isinstance(other, GeneratedProblems):
             continue
         apart = one.seed + one.count <= other.seed or other.seed + other.count <= one.seed

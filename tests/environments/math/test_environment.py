@@ -14,7 +14,14 @@ import pytest
 
 from spear_lightning.engines.base import Sampling
 from spear_lightning.environments.base import Task
-from spear_lightning.environments.math import GeneratedProblems, MathProblems, MathVerify, ProblemFile, StrictBox
+from spear_lightning.environments.math import (
+    GeneratedProblems,
+    MathProblems,
+    MathVerify,
+    ProblemFile,
+    ProblemSets,
+    StrictBox,
+)
 from spear_lightning.environments.math.environment import Interpreter, MathEnv
 from spear_lightning.environments.pool import EnvironmentPool, EnvironmentPoolError
 from spear_lightning.environments.tools import CODE_INTERPRETER, parse_calls, read_results
@@ -173,6 +180,20 @@ def test_tasks_have_kinds_and_are_never_held_out_ones(tmp_path: Path, caplog: py
         MathProblems(file("test", 3), file("validation", 2), file("test", 3)).tasks("train")
 
 
+def test_a_split_of_several_sources_is_one_task_type_each(tmp_path: Path) -> None:
+    (tmp_path / "aime.jsonl").write_text('{"question": "?", "answer": "4"}\n')
+    aime = ProblemFile(str(tmp_path / "aime.jsonl"))
+    sums, others = (GeneratedProblems(["chain_sum"], count=2, seed=seed) for seed in (3_000_000, 4_000_000))
+    suite = MathProblems(validation=ProblemSets({"aime": aime, "sums": sums}), test=ProblemSets({"sums": others}))
+    assert [(task.id, task.kind) for task in suite.tasks("validation")] == [
+        ("validation-0", "aime"),
+        ("validation-1", "sums/chain_sum"),
+        ("validation-2", "sums/chain_sum"),
+    ]
+    assert isinstance(suite.pose("validation-0")[1], MathVerify), "not all of them have scorers of their own"
+    assert type(suite.pose("test-0")[1]).__name__ == "OwnScorer"
+
+
 def test_graders_follow_the_problems(tmp_path: Path) -> None:
     (tmp_path / "aime.jsonl").write_text('{"question": "?", "answer": "4"}\n')
     data = ProblemFile(str(tmp_path / "aime.jsonl"))
@@ -193,6 +214,10 @@ def test_bad_settings_name_the_key() -> None:
         ({"output_characters": 0}, "output_characters must be at least 1"),
         ({"code_seconds": 0}, "code_seconds must be positive"),
         ({"test": GeneratedProblems(seed=400)}, r"train \(.*seeds 0 to 479\) and test \(.*seeds 400 to 879\) overlap"),
+        (
+            {"test": ProblemSets({"easy": GeneratedProblems(seed=400)})},
+            r"train \(.*seeds 0 to 479\) and test \(.*seeds 400 to 879\) overlap",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             MathProblems(**arguments)  # type: ignore[arg-type]

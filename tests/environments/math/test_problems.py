@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from spear_lightning.environments.math import Columns, GeneratedProblems, HuggingFaceProblems, ProblemFile
+from spear_lightning.environments.math import Columns, GeneratedProblems, HuggingFaceProblems, ProblemFile, ProblemSets
 from spear_lightning.environments.math.generated import KINDS, SAFE_SCORERS
 
 DAPO = {"question": "prompt", "answer": "reward_model.ground_truth", "kind": "ability"}
@@ -49,6 +49,20 @@ def test_whole_numbers_are_answers(tmp_path: Path) -> None:
     path = lines(tmp_path / "aime.jsonl", "\ufeff" + json.dumps({"Problem": "Find x.", "Answer": 204}))
     [problem] = ProblemFile(path, Columns(question="Problem", answer="Answer")).problems()
     assert (problem.question, problem.answer, problem.kind) == ("Find x.", "204", "")
+
+
+def test_several_sources_follow_each_other_under_their_names(tmp_path: Path) -> None:
+    aime = ProblemFile(lines(tmp_path / "aime.jsonl", {"question": "Find x.", "answer": 204}))
+    sets = ProblemSets({"aime24": aime, "sums": GeneratedProblems(["chain_sum"], count=2)})
+    assert [problem.kind for problem in sets.problems()] == ["aime24", "sums/chain_sum", "sums/chain_sum"]
+    assert sets.problems()[0].answer == "204"
+    assert str(tmp_path / "aime.jsonl") in str(sets)
+    size = len(pickle.dumps(ProblemSets(sets.sources)))
+    assert len(pickle.dumps(sets)) == size, "a worker process reads them itself"
+    assert len(sets.parts) == 2
+    for wrong in ({}, {"a/b": aime}, {"": aime}):
+        with pytest.raises(ValueError, match=r"ProblemSets\.sources"):
+            ProblemSets(wrong)
 
 
 GOOD = {"question": "1 + 1?", "answer": "2"}
