@@ -174,7 +174,8 @@ class CurriculumSchedule(Callback):
 
 
 def _callbacks(trainer: pl.Trainer) -> list[Callback]:
-    return trainer.callbacks  # type: ignore[attr-defined]
+    found: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return found
 
 
 def _datamodule(trainer: pl.Trainer) -> Any:

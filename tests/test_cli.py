@@ -145,47 +145,6 @@ def test_small_configurations_compose(capsys):
     assert printed["data"]["environment"]["init_args"]["tool"] == "code_interpreter"
 
 
-def test_published_settings_of_mathematics_are_the_published_ones():
-    def read(name):
-        return yaml.safe_load((ROOT / "configs" / name).read_text())
-
-    task, spear = read("math.yaml"), read("algorithm/spear-drbot-grpo-math.yaml")
-    data = task["data"]
-    assert data["rollouts"]["group_size"] == 16
-    assert data["max_turns"] == data["environment"]["init_args"]["max_turns"] == 8
-    assert data["agent"]["init_args"]["max_prompt_tokens"] == 2048
-    assert data["max_response_tokens"] == data["max_episode_tokens"] - 2048 == 16384
-    assert data["evaluation"] == {"temperature": 1.0, "top_p": 0.6, "episodes_per_task": 32}
-    assert data["environment"]["init_args"]["grader"] == {"class_path": "StrictBox"}
-    assert (data["reward"]["success"], data["reward"]["failure"]) == (1.0, -1.0)
-    assert spear["trainer"]["callbacks+"][0]["init_args"] == {"imitation_warmup": 300, "tool_reward_decay": 200}
-    loss = spear["model"]["replay_loss"]["init_args"]
-    assert (loss["ratio"], loss["lower"], loss["upper"]) == (0.02, 1.0, 40.0)
-
-
-def test_published_settings_are_the_published_ones():
-    def read(name):
-        return yaml.safe_load((ROOT / "configs" / name).read_text())
-
-    task, spear = read("alfworld.yaml"), read("algorithm/spear-drbot-gigpo.yaml")
-    data = task["data"]
-    assert (data["rollouts"]["tasks"], data["rollouts"]["group_size"]) == (32, 8)
-    assert (data["max_turns"], data["max_response_tokens"], data["agent"]["init_args"]["history_length"]) == (
-        50,
-        512,
-        2,
-    )
-    assert data["agent"]["init_args"]["max_prompt_tokens"] == 2048
-    assert data["evaluation"]["temperature"] == 0.4
-    assert task["model"]["optimizer"]["init_args"]["lr"] == 1e-6
-    assert task["trainer"]["max_epochs"] == 200
-    assert spear["trainer"]["callbacks+"][0]["init_args"] == {"imitation_warmup": 200, "tool_reward_decay": 200}
-    assert spear["data"]["replay"]["init_args"]["max_age"] == 5
-    assert spear["data"]["filters"]["keep_share"] == 0.75
-    loss = spear["model"]["replay_loss"]["init_args"]
-    assert (loss["ratio"], loss["lower"], loss["upper"]) == (0.02, 2.0, 60.0)
-
-
 def test_only_the_parser_that_is_asked_for_is_filled(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["spear", "fit", "-c", "run.yaml"])
     assert list(SpearCLI.subcommands()) == ["fit"]
