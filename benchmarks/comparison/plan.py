@@ -196,14 +196,14 @@ def _start(config: Mapping[str, Any]) -> str | None:
 
 def _require_results(config: Mapping[str, Any], arm: Arm) -> None:
     trainer = config.get("trainer") or {}
-    callbacks = {
-        str(entry["class_path"]).rpartition(".")[2]: entry.get("init_args") or {}
+    callbacks = [
+        (str(entry["class_path"]).rpartition(".")[2], entry.get("init_args") or {})
         for entry in trainer.get("callbacks") or []
-    }
-    if "LearningCurve" not in callbacks:
+    ]
+    if "LearningCurve" not in [name for name, _ in callbacks]:
         raise PlanError(f"arm {arm.name}: add LearningCurve to trainer.callbacks, which writes the validation curve")
-    checkpoint = callbacks.get("ModelCheckpoint", {})
-    if not checkpoint.get("save_last") or checkpoint.get("save_top_k") == 0:
+    checkpoints = [settings for name, settings in callbacks if name == "ModelCheckpoint"]
+    if not any(settings.get("save_last") and settings.get("save_top_k") != 0 for settings in checkpoints):
         raise PlanError(
             f"arm {arm.name}: add ModelCheckpoint with save_last: true and save_top_k: 1 to trainer.callbacks; the "
             "last policy is tested, and an interrupted run goes on from it (with save_top_k: 0 Lightning saves nothing "
@@ -254,10 +254,25 @@ def _flatten(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
         and value
         and all(isinstance(entry, Mapping) and "class_path" in entry for entry in value)
     ):
-        named = {str(entry["class_path"]).rpartition(".")[2]: entry.get("init_args") or {} for entry in value}
         return [
             pair
-            for name, inner in named.items()
+            for name, inner in _by_name(value).items()
             for pair in [(f"{prefix}.{name}", True), *_flatten(inner, f"{prefix}.{name}")]
         ]
     return [(prefix, value)] if prefix and value != {} else []
+
+
+def _by_name(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Settings by the name of their class; of a class that stands there again the name has a number.
+
+    Several ``CurriculumSchedule`` are one curriculum, of which each settles what those after it leave open.
+    """
+    named: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        name, settings = str(entry["class_path"]).rpartition(".")[2], dict(entry.get("init_args") or {})
+        if name == "CurriculumSchedule":
+            settings = named.get(name, {}) | {key: value for key, value in settings.items() if value is not None}
+        elif name in named:
+            name = f"{name} {1 + sum(other.partition(' ')[0] == name for other in named)}"
+        named[name] = settings
+    return named
