@@ -11,6 +11,7 @@ from pathlib import Path
 import compare
 import pytest
 import yaml
+from comparison.plan import differences
 
 ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = (sys.executable, str(Path(__file__).with_name("stand_in.py")))
@@ -257,3 +258,35 @@ def test_the_real_thing_in_miniature(tmp_path, monkeypatch):
     assert record["seconds"]["training"] > 0
     assert len(record["training"]["entropy"]) == 2
     assert list(json.loads((output / "summary.json").read_text())["arms"]) == ["spear-grpo"]
+
+
+def test_callbacks_that_stand_in_the_list_twice():
+    curriculum, monitor = "spear_lightning.callbacks.CurriculumSchedule", {"class_path": "a.Monitor"}
+    first = {"imitation_warmup": 5, "imitation_max": 1.0, "tool_reward_decay": 20}
+    second = {"imitation_warmup": 9, "imitation_max": None, "tool_reward": {"class_path": "b.Zero"}}
+
+    def config(*entries):
+        return {"trainer": {"callbacks": list(entries)}}
+
+    one = {"class_path": curriculum, "init_args": first}
+    found = differences(
+        {
+            "once": config(one, monitor),
+            "twice": config(one, monitor, {"class_path": curriculum, "init_args": second}),
+            "apart": config(one, monitor, {"class_path": "c.Monitor", "init_args": {"patience": 3}}),
+        }
+    )
+    key = "trainer.callbacks.CurriculumSchedule"
+    assert found == {
+        f"{key}.imitation_warmup": {"once": 5, "twice": 9, "apart": 5},
+        f"{key}.tool_reward": {"once": None, "twice": "Zero", "apart": None},
+        "trainer.callbacks.Monitor 2": {"once": None, "twice": None, "apart": True},
+        "trainer.callbacks.Monitor 2.patience": {"once": None, "twice": None, "apart": 3},
+    }
+
+
+def test_one_checkpoint_that_can_be_gone_on_from_is_enough(study):
+    study.write(
+        "base", BASE | {"trainer": BASE["trainer"] | {"callbacks": [*BASE["trainer"]["callbacks"], UNSAVED[1]]}}
+    )
+    assert study.run(seeds="1") == 0
