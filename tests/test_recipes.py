@@ -167,6 +167,8 @@ ALGORITHMS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "gigpo": (GAME, PLAIN | STEPS | _baseline(0.2)),
     "drbot-grpo": (ANY, DRBOT | CENTRED | _baseline(0.28)),
     "drbot-gigpo": (GAME, DRBOT | STEPS | _baseline(0.28)),
+    "rloo": (GAME, PLAIN | {"data.advantage": "RLOO", "data.rollouts.resample": 0} | _baseline(0.2)),
+    "dapo": (GAME, PLAIN | GROUP | {"data.filters.overlong": True} | _baseline(0.28)),
     "spear-grpo": (GAME, PLAIN | GROUP | _spear(0.2, (2.0, 60.0), divided=True)),
     "spear-gigpo": (GAME, PLAIN | STEPS | _spear(0.2, (2.0, 60.0), divided=False)),
     "spear-drbot-grpo": (GAME, DRBOT | CENTRED | _spear(0.28, (2.0, 60.0), divided=False)),
@@ -199,6 +201,7 @@ OURS = {
     "model.optimizer.lr": "likewise",
     "model.max_grad_norm": "the usual value; the sources give none",
     "data.agent.role": "the words of a prompt",
+    "data.rollouts.resample": "DAPO samples until a batch is full, here a bound is set",
     "data.engine": "who generates",
     **{
         f"data.environment.{source}.columns.{column}": "how the data set names its columns"
