@@ -93,7 +93,7 @@ def not_an_environment() -> str:
 
 
 class Toss(gymnasium.Env[str, str]):
-    """Some words win and others do not; every third task cannot be won."""
+    """The only action wins or loses by its letters; every third task cannot be won."""
 
     observation_space = gymnasium.spaces.Text(10_000)
     action_space = gymnasium.spaces.Text(10_000)
@@ -101,10 +101,13 @@ class Toss(gymnasium.Env[str, str]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
         self.number = int((options or {})["task"].split()[1])
-        return f"you see a desk {self.number}", {"won": False}
+        room = (
+            "you are in the middle of a room. looking quickly around you, you see a desk 1, a drawer 2, and a shelf 1."
+        )
+        return room, {"won": False, "task": "put some mug on desk."}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        won = self.number % 3 > 0 and zlib.crc32(action.encode()) % 4 == 0
+        won = self.number % 3 > 0 and zlib.crc32(f"{self.number} {action}".encode()) % 2 == 0
         return "nothing", float(won), True, False, {"won": won}
 
 

@@ -65,11 +65,11 @@ def train(folder: Path, *, epochs: int = 3, ranks: int = 1, resample: int = 2, c
         reward=RewardComposer(success=1.0, invalid_penalty=0.0),
         filters=QualityFilters.off(),
         replay=ReplayBuffer(schedule=Mix(ratio=0.5)),
-        max_turns=2,
-        max_response_tokens=6,
+        max_turns=1,
+        max_response_tokens=8,
         minibatches=2,
         workers=1,
-        seed=5,
+        seed=4,
     )
     module = SpearModule(Policy("embedded"), optimizer=partial(torch.optim.SGD, lr=0.02))
     watch = Watch()

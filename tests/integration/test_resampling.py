@@ -30,7 +30,7 @@ def iterations(folder: Path, rank: int = 0) -> list[dict[str, Any]]:
 
 
 def test_flat_groups_are_played_again_and_not_learned_from(whole):
-    rounds = []
+    found = []
     for row, iteration in zip(curve(whole), iterations(whole), strict=True):
         episodes = iteration["episodes"]
         groups = {group: (task, std, kept) for group, _, task, _, std, kept in episodes}
@@ -47,8 +47,11 @@ def test_flat_groups_are_played_again_and_not_learned_from(whole):
         assert float(row["rollout/episodes"]) == len(episodes)
         assert float(row["rollout/success"]) == pytest.approx(sum(e[3] for e in episodes) / len(episodes))
         assert float(row["filter/group_kept"]) == pytest.approx(signal / len(groups))
-        rounds.append(len(iteration["rounds"]))
-    assert max(rounds) > 1, "nothing was missing: the test proves nothing"
+        assert float(row["update/grad_norm"]) > 0
+        found.append((signal, len(iteration["rounds"])))
+    full = [rounds for signal, rounds in found if signal == 4]
+    assert max(full) > 1, "no iteration was filled by its further rounds: the test proves nothing"
+    assert len(full) < 3, "none reached the bound: the test proves nothing"
 
 
 def test_without_it_nothing_is_played_or_logged(tmp_path):
