@@ -49,8 +49,8 @@ class Watch(Callback, RolloutHooks):
             [item.episode.group, item.episode.index, item.episode.task.id, item.reward, item.group_std, item.group_kept]
             for item in rollout.episodes
         ]
-        seconds = rollout.seconds
-        self.iterations.append({"rounds": self.rounds, "episodes": episodes, "seconds": seconds})
+        batch = [item.in_batch for item in rollout.episodes]
+        self.iterations.append({"rounds": self.rounds, "episodes": episodes, "batch": batch})
         self.rounds = []
 
 

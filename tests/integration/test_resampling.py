@@ -38,6 +38,7 @@ def test_flat_groups_are_played_again_and_not_learned_from(whole):
         assert sorted(groups) == list(range(len(groups)))
         assert len({task for task, _, _ in groups.values()}) == len(groups)
         assert all(kept == (std > 0) for _, std, kept in groups.values())
+        assert iteration["batch"] == [std > 0 for *_, std, _ in episodes]
         signal = sum(kept for _, _, kept in groups.values())
         assert iteration["rounds"][0] == 16
         assert signal == 4 or len(iteration["rounds"]) == 3
