@@ -112,11 +112,13 @@ def test_published_recipes_train_in_both_contexts(spear, recipe):
         {"data.agent": {"class_path": "StepwiseAgent"}, "data.max_response_tokens": 24} if "gigpo" in recipe else {}
     )
     changes = {"trainer.max_epochs": 1, "trainer.num_sanity_val_steps": 0, "trainer.callbacks": [], **context}
+    few = ["--data.replay.init_args.capacity=16"] if "spear" in recipe else []  # as much as four tasks can fill
     spear(
         "fit",
         {**changes, "data.max_turns": 5, "data.environment.max_steps": 5},
         "-c",
         f"configs/algorithm/{recipe}.yaml",
+        *few,
     )
 
 
