@@ -7,7 +7,6 @@ configuration; what is configured by class has the class's name at its own key a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,9 @@ import yaml
 
 from spear_lightning.algorithm.filters import QualityFilters
 from spear_lightning.algorithm.replay import Drain, ReplayBuffer, ReplayEntry, RewardBaseline
-from spear_lightning.cli import main
 from spear_lightning.rollout.checks import check_replay
 from spear_lightning.rollout.settings import TrainingRollouts
-
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+from tests.composing import CONFIGS, composed
 
 # --- what was published ---------------------------------------------------------------------------------------------
 
@@ -238,27 +235,17 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix: value}
 
 
-def composed(capsys: pytest.CaptureFixture[str], *files: Path) -> dict[str, Any]:
-    with pytest.raises(SystemExit) as stop:
-        main(["fit", *[part for file in files for part in ("-c", str(file))], "--print_config"])
-    assert stop.value.code in (0, None)
-    return yaml.safe_load(capsys.readouterr().out)  # type: ignore[no-any-return]
-
-
-def algorithm(name: str) -> Path:
-    return CONFIGS / "algorithm" / f"{name}.yaml"
-
-
-def task_file(name: str) -> Path:
-    return CONFIGS / f"{name}.yaml"
+def written(name: str) -> set[str]:
+    """The keys that a file sets itself."""
+    return set(flatten(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))))
 
 
 # --- the tests ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("task", "name"), RECIPES)
-def test_every_value_is_the_published_one(capsys: pytest.CaptureFixture[str], task: str, name: str) -> None:
-    found = flatten(composed(capsys, task_file(task), algorithm(name)))
+def test_every_value_is_the_published_one(task: str, name: str) -> None:
+    found = flatten(composed(task, f"algorithm/{name}"))
     published = TASKS[task] | ALGORITHMS[name][1]
     missing = object()
     both = {key: (found.get(key, missing), value) for key, value in published.items()}
@@ -268,30 +255,26 @@ def test_every_value_is_the_published_one(capsys: pytest.CaptureFixture[str], ta
 
 
 @pytest.mark.parametrize(
-    ("path", "published"),
-    [(task_file(name), values) for name, values in TASKS.items()]
-    + [(algorithm(name), values) for name, (_, values) in ALGORITHMS.items()],
-    ids=lambda value: value.stem if isinstance(value, Path) else "",
+    ("name", "published"),
+    [*TASKS.items(), *((f"algorithm/{name}", values) for name, (_, values) in ALGORITHMS.items())],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_every_key_that_a_recipe_sets_is_in_the_table(path: Path, published: dict[str, Any]) -> None:
-    keys = set(flatten(yaml.safe_load(path.read_text(encoding="utf-8"))))
+def test_every_key_that_a_recipe_sets_is_in_the_table(name: str, published: dict[str, Any]) -> None:
+    keys = written(name)
     unknown = sorted(keys - published.keys() - OURS.keys())
-    assert not unknown, f"{path.name} sets what is neither published nor said to be ours"
+    assert not unknown, f"{name} sets what is neither published nor said to be ours"
 
 
 def test_every_recipe_is_in_the_table_and_every_excuse_is_needed() -> None:
     assert {path.stem for path in (CONFIGS / "algorithm").glob("*.yaml")} == ALGORITHMS.keys() | OVERLAYS
-    read = [*map(task_file, TASKS), *map(algorithm, ALGORITHMS)]
-    keys = {key for path in read for key in flatten(yaml.safe_load(path.read_text(encoding="utf-8")))}
+    keys = {key for name in (*TASKS, *(f"algorithm/{name}" for name in ALGORITHMS)) for key in written(name)}
     assert not OURS.keys() - keys, "no recipe sets it"
 
 
 @pytest.mark.parametrize("name", ["grpo", "drbot-gigpo", "spear-drbot-grpo"])
-def test_clip_cov_on_policy_is_an_overlay_that_keeps_the_clip_range(
-    capsys: pytest.CaptureFixture[str], name: str
-) -> None:
-    plain = flatten(composed(capsys, task_file("alfworld"), algorithm(name)))
-    clipped = flatten(composed(capsys, task_file("alfworld"), algorithm(name), algorithm("loss-clip-cov")))
+def test_clip_cov_on_policy_is_an_overlay_that_keeps_the_clip_range(name: str) -> None:
+    plain = flatten(composed("alfworld", f"algorithm/{name}"))
+    clipped = flatten(composed("alfworld", f"algorithm/{name}", "algorithm/loss-clip-cov"))
     changed = {key for key in plain.keys() | clipped.keys() if plain.get(key) != clipped.get(key)}
     possible = {f"model.loss{key}" for key in ("", ".ratio", ".lower", ".upper", ".covariance", ".dual_clip")}
     assert {"model.loss.ratio", "model.loss.upper"} <= changed <= possible
@@ -330,8 +313,8 @@ def _replays(tasks: int, size: int, max_age: int, iterations: int) -> dict[int, 
     return replayed
 
 
-def test_mathematics_can_imitate(capsys: pytest.CaptureFixture[str]) -> None:
-    found = flatten(composed(capsys, task_file("math"), algorithm("spear-drbot-grpo-math")))
+def test_mathematics_can_imitate() -> None:
+    found = flatten(composed("math", "algorithm/spear-drbot-grpo-math"))
     tasks, size = found["data.rollouts.tasks"], found["data.rollouts.group_size"]
     age, needed = found["data.replay.max_age"], 1.5 * found["data.replay.capacity"]
     # 96 groups of 128 are kept, 15 of 16 can be above the mean of their group, for 7 iterations.

@@ -4,16 +4,14 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from comparison.plan import Arm, Comparison, compose, differences
 
 from spear_lightning.algorithm.filters import QualityFilters
 from spear_lightning.algorithm.replay import Drain, ReplayBuffer
-from spear_lightning.cli import main
 from spear_lightning.rollout.checks import check_replay
 from spear_lightning.rollout.settings import TrainingRollouts
+from tests.composing import CONFIGS, composed
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ABLATIONS = CONFIGS / "ablation"
 BASES = {
     "games": ("alfworld", "algorithm/spear-drbot-gigpo"),
@@ -66,25 +64,10 @@ CASES = [
 ]
 
 
-def printed(capsys, *names):
-    files = [part for name in names for part in ("-c", str(CONFIGS / f"{name}.yaml"))]
-    with pytest.raises(SystemExit) as stop:
-        main(["fit", *files, "--print_config"])
-    assert stop.value.code in (0, None)
-    return yaml.safe_load(capsys.readouterr().out)
-
-
-@pytest.fixture(scope="module")
-def composed():
-    return {}
-
-
 @pytest.mark.parametrize(("base", "name"), CASES)
-def test_it_changes_what_it_names_and_nothing_else(capsys, composed, base, name):
-    if base not in composed:
-        composed[base] = printed(capsys, *BASES[base])
-    changed = printed(capsys, *BASES[base], f"ablation/{name}")
-    found = differences({"before": composed[base], "after": changed})
+def test_it_changes_what_it_names_and_nothing_else(base, name):
+    changed = composed(*BASES[base], f"ablation/{name}")
+    found = differences({"before": composed(*BASES[base]), "after": changed})
     after = {key: values["after"] for key, values in found.items()}
     expected = dict(EXPECTED[name])
     gone = {key for key in found if found[key]["after"] is None and key not in expected}
@@ -103,14 +86,12 @@ def test_it_changes_what_it_names_and_nothing_else(capsys, composed, base, name)
 
 @pytest.mark.parametrize("base", ["games", "math", "quickstart"])
 @pytest.mark.parametrize("what", ["buffer", "warmup", "decay"])
-def test_short_is_below_and_long_is_above_what_it_is_compared_with(capsys, composed, base, what):
-    if base not in composed:
-        composed[base] = printed(capsys, *BASES[base])
+def test_short_is_below_and_long_is_above_what_it_is_compared_with(base, what):
     low, high = ("small", "large") if what == "buffer" else ("short", "long")
     folder = "quickstart/" if base == "quickstart" else ""
     (_, less), (_, more) = (next(iter(EXPECTED[f"{folder}{what}-{size}"].items())) for size in (low, high))
     key = next(iter(EXPECTED[f"{what}-{low}"]))
-    (value,) = {v for k, v in _flat(composed[base]).items() if k == key}
+    (value,) = {v for k, v in _flat(composed(*BASES[base])).items() if k == key}
     assert less < value < more
 
 
@@ -122,9 +103,8 @@ def test_every_file_is_in_the_table():
     assert {str(path.relative_to(ABLATIONS).with_suffix("")) for path in ABLATIONS.rglob("*.yaml")} == EXPECTED.keys()
 
 
-def test_they_compose_with_each_other_and_with_a_model(capsys):
-    config = printed(
-        capsys,
+def test_they_compose_with_each_other_and_with_a_model():
+    config = composed(
         *BASES["games"],
         "ablation/imitation-only",
         "ablation/warmup-long",
