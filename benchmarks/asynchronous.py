@@ -46,7 +46,7 @@ def run(staleness: int, iterations: int, tasks: int, folder: Path, games: Path) 
         "trainer.limit_val_batches": 0,
         "trainer.callbacks": MONITOR,
     }
-    command = [sys.executable, "-m", "spear_lightning.cli", "fit", "-c", "configs/quickstart.yaml"]
+    command = [sys.executable, "-m", "spear_lightning.cli.main", "fit", "-c", "configs/quickstart.yaml"]
     done = subprocess.run(
         [*command, *(f"--{key}={value}" for key, value in settings.items())],
         cwd=ROOT,

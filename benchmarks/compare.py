@@ -29,9 +29,9 @@ from comparison.provenance import provenance
 from comparison.record import FailedRun, RunRecord
 from comparison.summary import Summary, summary_json, summary_markdown
 
-from spear_lightning.files import write_atomically
+from spear_lightning.utils.atomic import write_atomically
 
-SPEAR = (sys.executable, "-m", "spear_lightning.cli")
+SPEAR = (sys.executable, "-m", "spear_lightning.cli.main")
 
 
 def main(arguments: Sequence[str] | None = None, command: Sequence[str] = SPEAR) -> int:

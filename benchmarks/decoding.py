@@ -19,11 +19,11 @@ import torch
 from measuring.playing import MODELS, make_policy
 from measuring.ratios import machine, spread, timed
 
-from spear_lightning.engines.forward import CachedForward
-from spear_lightning.engines.generation_mode import generation_mode
-from spear_lightning.engines.key_values import KeyValueRows
-from spear_lightning.engines.operations import Attention, linear
-from spear_lightning.policy import Policy
+from spear_lightning.engines.huggingface.forward import CachedForward
+from spear_lightning.engines.huggingface.generation_mode import generation_mode
+from spear_lightning.engines.huggingface.kv_cache import KeyValueRows
+from spear_lightning.engines.huggingface.ops import Attention, linear
+from spear_lightning.policy.policy import Policy
 
 ROWS = 32
 

@@ -36,7 +36,7 @@ import torch
 from comparison.provenance import provenance
 from measuring.gpu_layouts import MODELS
 
-from spear_lightning.files import write_atomically
+from spear_lightning.utils.atomic import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 GPU = ("--trainer.accelerator", "gpu")
@@ -96,7 +96,7 @@ class Machine:
         overlay = self.folder / f"{name}.yaml"
         write_atomically(overlay, json.dumps({"trainer": {"callbacks+": [MONITOR, CHECKPOINT]}}))  # JSON is YAML
         self.call(
-            *("-m", "spear_lightning.cli", "fit", "-c", "configs/quickstart.yaml", "-c", str(overlay)),
+            *("-m", "spear_lightning.cli.main", "fit", "-c", "configs/quickstart.yaml", "-c", str(overlay)),
             *("--run.directory", str(directory)),
             *("--trainer.max_epochs", str(iterations), "--model.correction.recompute", "true"),
             *("--data.environment.train", "64", "--data.environment.validation", "32"),
@@ -184,7 +184,7 @@ ALONE: dict[str, Callable[[Machine], Any]] = {
     "large": fit(
         *("large", 2, *GPU, *NO_VALIDATION, "--trainer.precision", "bf16-true"),
         *("--model.policy.model", "null", "--model.policy.config", json.dumps(MODELS["0.5B"])),
-        *("--model.policy.tokenizer", "spear_lightning/warmstart/policy", "--model.policy.layout", "packed"),
+        *("--model.policy.tokenizer", "spear_lightning/policy/embedded", "--model.policy.layout", "packed"),
     ),
     "cpu": fit("cpu", 4, "--trainer.check_val_every_n_epoch", "4"),
 }

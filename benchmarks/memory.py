@@ -27,14 +27,14 @@ import torch
 from comparison.provenance import provenance
 from measuring.training import TOKENIZER, Case, make_optimizer, run
 
-from spear_lightning.adapters import LoRA, with_adapters
-from spear_lightning.files import write_atomically
-from spear_lightning.loading import fresh_model, load_tokenizer
 from spear_lightning.planning.costs import checkpoint_bytes, replica_messages, update_flops, update_messages
 from spear_lightning.planning.inputs import linear_weights, numbers_of, shape_of
+from spear_lightning.planning.layouts import layout_of
 from spear_lightning.planning.memory import cache_bytes, cache_columns, plan_memory
 from spear_lightning.planning.shape import Workload
-from spear_lightning.planning.strategies import layout_of
+from spear_lightning.policy.loading import fresh_model, load_tokenizer
+from spear_lightning.policy.lora import LoRA, with_adapters
+from spear_lightning.utils.atomic import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = {

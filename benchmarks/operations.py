@@ -1,4 +1,4 @@
-"""The operations of ``spear_lightning/engines/operations.py`` against the usual forms, in turns on one CPU.
+"""The operations of ``spear_lightning/engines/huggingface/ops.py`` against the usual forms, in turns on one CPU.
 
     python benchmarks/operations.py --out benchmarks/operations.json   # a minute
 
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from measuring.ratios import compare, machine
 
-from spear_lightning.engines.operations import Attention, linear, rms_norm
+from spear_lightning.engines.huggingface.ops import Attention, linear, rms_norm
 
 Side = Callable[[], Any]
 

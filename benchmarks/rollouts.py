@@ -25,11 +25,11 @@ from measuring.playing import GenerateEngine, Player, SlowSuite, converse, games
 from measuring.ratios import compare, machine
 
 from spear_lightning.engines.base import RolloutEngine
-from spear_lightning.engines.huggingface import HuggingFaceEngine
+from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
 from spear_lightning.environments.alfworld.suite import ALFWorld
 from spear_lightning.environments.base import Observation
 from spear_lightning.environments.pool import EnvironmentPool
-from spear_lightning.policy import Policy
+from spear_lightning.policy.policy import Policy
 from spear_lightning.rollout.schedules import Continuous, RolloutSchedule, Waves
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from spear_lightning.environments.math.sandbox import BubblewrapSandbox, MontySandbox, Sandbox, SandboxError, Session
+from spear_lightning.sandbox import BubblewrapSandbox, MontySandbox, Sandbox, SandboxError, Session
 
 PLAIN = "print(1)"
 SNIPPETS = {

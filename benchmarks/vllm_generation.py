@@ -80,8 +80,8 @@ def measure(name: str, rounds: int, eager: bool) -> dict[str, Any]:
     import torch
 
     from spear_lightning.engines.base import Request, Sampling
-    from spear_lightning.engines.huggingface import HuggingFaceEngine
-    from spear_lightning.engines.vllm import VLLMEngine
+    from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
+    from spear_lightning.engines.vllm.engine import VLLMEngine
 
     policy = make_policy(SIZES[name])
     engines: dict[str, Any] = {
@@ -125,7 +125,7 @@ def make_policy(sizes: dict[str, Any]) -> Any:
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    from spear_lightning.policy import Policy
+    from spear_lightning.policy.policy import Policy
 
     words = {f"w{number}": number for number in range(sizes["vocab_size"])}
     tokenizer = PreTrainedTokenizerFast(

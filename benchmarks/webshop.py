@@ -29,11 +29,11 @@ from typing import Any
 
 from spear_lightning.environments.webshop.catalogue import Catalogue, build_catalogue
 from spear_lightning.environments.webshop.environment import WebShopEnv, task_id
+from spear_lightning.environments.webshop.expert import ShoppingExpert
 from spear_lightning.environments.webshop.generator import GeneratedProducts, write_official_layout
 from spear_lightning.environments.webshop.goals import GoalKind
 from spear_lightning.environments.webshop.pages import item_page, results_page
 from spear_lightning.environments.webshop.sources import OfficialFiles
-from spear_lightning.warmstart.shopping import ShoppingExpert
 
 GOALS: GoalKind = "human"
 

@@ -18,7 +18,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from spear_lightning.checkpoints import (
+from spear_lightning.checkpoint.manifest import (
     MANIFEST,
     RANKS,
     STATE,
@@ -32,11 +32,11 @@ from spear_lightning.checkpoints import (
     problem,
     publish,
 )
-from spear_lightning.distributed import gather
-from spear_lightning.failures import errors_deferred, first_failure
-from spear_lightning.hooks import RankState
-from spear_lightning.module import SpearModule
-from spear_lightning.policy import Policy
+from spear_lightning.distributed.collectives import gather
+from spear_lightning.distributed.failures import errors_deferred, first_failure
+from spear_lightning.policy.policy import Policy
+from spear_lightning.training.hooks import RankState
+from spear_lightning.training.module import SpearModule
 
 _PACKAGES = ("spear-lightning", "torch", "lightning", "deepspeed", "transformers")
 _PARTIAL = ".partial-"

@@ -15,9 +15,9 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
 from spear_lightning.callbacks.logs import log_iteration
-from spear_lightning.distributed import total
-from spear_lightning.hooks import MicroBatchOutput, RolloutHooks, UpdateHooks
-from spear_lightning.rollout.scored import Rollout
+from spear_lightning.data.scored import Rollout
+from spear_lightning.distributed.collectives import total
+from spear_lightning.training.hooks import MicroBatchOutput, RolloutHooks, UpdateHooks
 
 # Where entropies come from: generation, and the update on fresh and on replayed episodes.
 _PHASES = {"fresh": "update", "replay": "replay"}

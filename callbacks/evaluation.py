@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from spear_lightning.callbacks.summary import completed_iterations
-from spear_lightning.distributed import concatenate, gather
+from spear_lightning.data.scored import Rollout
+from spear_lightning.distributed.collectives import concatenate, gather
 from spear_lightning.environments.mixture import belongs, with_families
-from spear_lightning.evaluation import EpisodeRecord, Estimate, EvaluationSummary, summarize
-from spear_lightning.files import write_atomically
-from spear_lightning.hooks import RolloutHooks
-from spear_lightning.rollout.scored import Rollout
+from spear_lightning.metrics.evaluation import EpisodeRecord, Estimate, EvaluationSummary, summarize
+from spear_lightning.training.hooks import RolloutHooks
+from spear_lightning.utils.atomic import write_atomically
 
 
 class EvaluationReport(Callback, RolloutHooks):

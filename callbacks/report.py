@@ -22,11 +22,11 @@ from rich.table import Table
 
 from spear_lightning.callbacks.plot import draw_curve
 from spear_lightning.callbacks.summary import RolloutSummary, completed_iterations
-from spear_lightning.distributed import gather
-from spear_lightning.files import write_atomically
-from spear_lightning.hooks import RolloutHooks
-from spear_lightning.rollout.scored import Rollout
-from spear_lightning.statistics import newcombe, wilson
+from spear_lightning.data.scored import Rollout
+from spear_lightning.distributed.collectives import gather
+from spear_lightning.metrics.intervals import newcombe, wilson
+from spear_lightning.training.hooks import RolloutHooks
+from spear_lightning.utils.atomic import write_atomically
 
 
 @dataclass(frozen=True, slots=True)

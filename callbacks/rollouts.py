@@ -13,11 +13,11 @@ from lightning.pytorch.callbacks import Callback
 
 from spear_lightning.callbacks.summary import completed_iterations
 from spear_lightning.callbacks.transcripts import notable, pick, record, transcript
-from spear_lightning.distributed import gather
+from spear_lightning.data.scored import Rollout
+from spear_lightning.distributed.collectives import gather
 from spear_lightning.environments.base import Split
-from spear_lightning.files import write_atomically
-from spear_lightning.hooks import RolloutHooks
-from spear_lightning.rollout.scored import Rollout
+from spear_lightning.training.hooks import RolloutHooks
+from spear_lightning.utils.atomic import write_atomically
 
 _SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 

@@ -12,8 +12,8 @@ import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.trainer.states import TrainerFn
 
-from spear_lightning.distributed import gather
-from spear_lightning.rollout.scored import Rollout
+from spear_lightning.data.scored import Rollout
+from spear_lightning.distributed.collectives import gather
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,13 @@ from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch.callbacks import Callback
 
 from spear_lightning.callbacks.logs import log_iteration
-from spear_lightning.distributed import gather
-from spear_lightning.hooks import MicroBatchOutput, RolloutHooks, UpdateHooks
+from spear_lightning.data.scored import Rollout
+from spear_lightning.distributed.collectives import gather
 from spear_lightning.planning.costs import model_flops
 from spear_lightning.planning.inputs import linear_weights, shape_of
 from spear_lightning.planning.shape import ModelShape
-from spear_lightning.policy import Policy
-from spear_lightning.rollout.scored import Rollout
+from spear_lightning.policy.policy import Policy
+from spear_lightning.training.hooks import MicroBatchOutput, RolloutHooks, UpdateHooks
 
 _DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
 

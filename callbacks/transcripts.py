@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from spear_lightning.randomness import stream_seed
+from spear_lightning.data.scored import Rollout, ScoredEpisode
 from spear_lightning.rollout.episode import Episode, Turn
-from spear_lightning.rollout.scored import Rollout, ScoredEpisode
+from spear_lightning.utils.randomness import stream_seed
 
 # Characters of one observation or response that a transcript shows; the JSON record has all of them.
 SHOWN = 2000

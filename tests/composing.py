@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from spear_lightning.cli import main
+from spear_lightning.cli.main import main
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 

@@ -15,7 +15,7 @@ import omegaconf  # noqa: F401
 import tensorboard.summary  # noqa: F401
 import torch.utils.tensorboard  # noqa: F401
 
-from spear_lightning.cli import main
+from spear_lightning.cli.main import main
 
 # Composing a configuration imports the engines and fills the parser's caches, which every run would do again.
 arguments = sys.argv

@@ -100,7 +100,7 @@ def start_ranks(
 
 def spear(arguments: Sequence[str]) -> None:
     """``spear`` with some arguments, as a function for :func:`start_ranks`."""
-    from spear_lightning.cli import main
+    from spear_lightning.cli.main import main
 
     main(list(arguments))
 

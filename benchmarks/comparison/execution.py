@@ -18,7 +18,7 @@ from typing import Any
 
 from comparison.plan import Comparison, Run, last_lines
 from comparison.record import FailedRun, IncompleteRunError, RunRecord, load_record, read_evaluations, read_run, save
-from spear_lightning.files import write_atomically
+from spear_lightning.utils.atomic import write_atomically
 
 Report = Callable[[str], None]
 

@@ -185,7 +185,7 @@ def _lookup(values: Any, keys: Sequence[str], missing: Any) -> Any:
 def _start(config: Mapping[str, Any]) -> str | None:
     policy = (config.get("model") or {}).get("policy") or {}
     name = policy.get("init_args", policy).get("model")
-    folder = Path(str(files("spear_lightning") / "warmstart" / "policy")) if name == "embedded" else Path(str(name))
+    folder = Path(str(files("spear_lightning") / "policy" / "embedded")) if name == "embedded" else Path(str(name))
     if name is None or not folder.is_dir():
         return None
     content = hashlib.sha256()

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spear_lightning.files import write_atomically
+from spear_lightning.utils.atomic import write_atomically
 
 # Curves taken from a run's metrics.csv, by their name in the record.
 TRAINING_CURVES = {

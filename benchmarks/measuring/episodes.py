@@ -8,24 +8,24 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from spear_lightning.agents.base import Ids, Player, Response
+from spear_lightning.agents.stepwise import StepwiseAgent
+from spear_lightning.agents.transcript import TranscriptAgent, TranscriptPlayer
 from spear_lightning.algorithm.estimators import GRPO
 from spear_lightning.algorithm.filters import QualityFilters
 from spear_lightning.algorithm.rewards import RewardComposer
+from spear_lightning.data.admission import fresh_rows
+from spear_lightning.data.scoring import estimate_advantages, score_episode
 from spear_lightning.engines.base import Sampling
-from spear_lightning.engines.huggingface import HuggingFaceEngine
+from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
 from spear_lightning.environments.alfworld import ALFWorld, SceneSize
 from spear_lightning.environments.base import Observation, Task
 from spear_lightning.environments.pool import EnvironmentPool
-from spear_lightning.policy import Policy
-from spear_lightning.rollout.agent import Ids, Player, Response
+from spear_lightning.policy.policy import Policy
 from spear_lightning.rollout.collector import Collector
 from spear_lightning.rollout.episode import Row
-from spear_lightning.rollout.experience import fresh_rows
-from spear_lightning.rollout.scoring import estimate_advantages, score_episode
-from spear_lightning.rollout.selection import training_specs
 from spear_lightning.rollout.settings import TrainingRollouts
-from spear_lightning.rollout.stepwise import StepwiseAgent
-from spear_lightning.rollout.transcript import TranscriptAgent, TranscriptPlayer
+from spear_lightning.rollout.specs import training_specs
 
 TASK_TYPES = [
     "pick_and_place_simple",

@@ -17,9 +17,9 @@ import torch
 from measuring.episodes import play
 from measuring.interleaved import Costs, interleaved, ratio, spread
 from measuring.our_update import MODEL, OurUpdate
-from spear_lightning.packing import LAYOUTS
 from spear_lightning.planning.costs import model_flops
 from spear_lightning.planning.inputs import linear_weights, shape_of
+from spear_lightning.policy.packing import LAYOUTS
 
 MODELS: dict[str, dict[str, Any]] = {
     "28M": MODEL,

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from measuring.our_update import MODEL, TOKENIZER
-from spear_lightning import packed_attention
 from spear_lightning.engines.base import Completion, Request, Sampling
-from spear_lightning.engines.huggingface import HuggingFaceEngine
-from spear_lightning.logprobs import token_logprobs_and_entropy
-from spear_lightning.packing import LAYOUTS
-from spear_lightning.policy import Policy
+from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
+from spear_lightning.policy import attention as packed_attention
+from spear_lightning.policy.logprobs import token_logprobs_and_entropy
+from spear_lightning.policy.packing import LAYOUTS
+from spear_lightning.policy.policy import Policy
 
 WIDE = {**MODEL, "initializer_range": 0.06}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from spear_lightning.logprobs import stats_of_logits, token_logprobs_and_entropy
+from spear_lightning.policy.logprobs import stats_of_logits, token_logprobs_and_entropy
 
 
 def main(way: str, tokens: int, vocabulary: int, width: int) -> None:

@@ -40,7 +40,7 @@ def run(arm: str, iterations: int, folder: Path, changes: dict[str, Any]) -> lis
     ]
     subprocess.run(
         [
-            *(sys.executable, "-m", "spear_lightning.cli", "fit", "-c", "configs/quickstart.yaml"),
+            *(sys.executable, "-m", "spear_lightning.cli.main", "fit", "-c", "configs/quickstart.yaml"),
             *("-c", f"benchmarks/arms/{arm}.yaml", *keys),
         ],
         cwd=ROOT,

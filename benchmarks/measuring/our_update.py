@@ -1,4 +1,4 @@
-"""One optimizer step of :class:`~spear_lightning.module.SpearModule`, through the Trainer, as in a run."""
+"""One optimizer step of :class:`~spear_lightning.training.module.SpearModule`, through the Trainer, as in a run."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from lightning.fabric.utilities.optimizer import _optimizer_to_device
 from lightning.pytorch import Trainer
 
 from spear_lightning.algorithm.losses import PPOClip
-from spear_lightning.module import SpearModule
-from spear_lightning.packing import Layout
-from spear_lightning.policy import Policy
+from spear_lightning.data.minibatches import IterationStream, Minibatch, StepPlan, build_minibatches
+from spear_lightning.policy.packing import Layout
+from spear_lightning.policy.policy import Policy
 from spear_lightning.rollout.episode import Row
-from spear_lightning.rollout.minibatches import IterationStream, Minibatch, StepPlan, build_minibatches
+from spear_lightning.training.module import SpearModule
 
-TOKENIZER = str(Path(__file__).resolve().parents[2] / "spear_lightning/warmstart/policy")
+TOKENIZER = str(Path(__file__).resolve().parents[2] / "spear_lightning/policy/embedded")
 
 MODEL = {
     "model_type": "qwen2",

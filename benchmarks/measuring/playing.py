@@ -12,19 +12,19 @@ import gymnasium
 import numpy as np
 import torch
 
+from spear_lightning.agents.base import Ids, Response
+from spear_lightning.agents.stepwise import StepwiseAgent
 from spear_lightning.engines.base import Completion, Request, RolloutEngine, Sampling
-from spear_lightning.engines.generation_mode import generation_mode
+from spear_lightning.engines.huggingface.generation_mode import generation_mode
 from spear_lightning.environments.alfworld.suite import ALFWorld
 from spear_lightning.environments.base import Split, Task, TaskSuite
 from spear_lightning.environments.pool import EnvironmentPool
-from spear_lightning.policy import Policy
-from spear_lightning.randomness import stream_seed, uniforms
-from spear_lightning.rollout.agent import Ids, Response
+from spear_lightning.policy.policy import Policy
 from spear_lightning.rollout.collector import Collector, EpisodeSpec, PlayedEpisodes
 from spear_lightning.rollout.schedules import RolloutSchedule, Waves
-from spear_lightning.rollout.stepwise import StepwiseAgent
+from spear_lightning.utils.randomness import stream_seed, uniforms
 
-TOKENIZER = str(Path(__file__).resolve().parents[2] / "spear_lightning/warmstart/policy")
+TOKENIZER = str(Path(__file__).resolve().parents[2] / "spear_lightning/policy/embedded")
 
 MODELS: dict[str, dict[str, Any]] = {
     "1 M": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4},

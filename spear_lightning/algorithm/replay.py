@@ -15,7 +15,7 @@ from spear_lightning.algorithm.recalibration import (
     ReplayEntry,
     RewardBaseline,
 )
-from spear_lightning.randomness import stream_seed
+from spear_lightning.utils.randomness import stream_seed
 
 __all__ = [
     "BaselineRecalibration",

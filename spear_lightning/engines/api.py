@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from spear_lightning.engines.base import Completion, Request, RolloutEngine
-from spear_lightning.services import NoAnswerError, StatusError, ask, persist
+from spear_lightning.utils.http import NoAnswerError, StatusError, ask, persist
 
 if TYPE_CHECKING:
-    from spear_lightning.policy import Policy
+    from spear_lightning.policy.policy import Policy
 
 
 @dataclass(frozen=True)

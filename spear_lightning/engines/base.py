@@ -13,7 +13,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import torch
 
-    from spear_lightning.policy import Policy
+    from spear_lightning.policy.policy import Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,8 @@ class Request:
         session: names the episode; an engine may keep its key-value cache between the requests of one session.
         prompt_ids: the *full* prompt, int32 of shape ``(prompt tokens,)``.
         sampling: how to draw.
-        seed: of the counter-based stream (:func:`spear_lightning.randomness.uniforms`) that this response is drawn
-            from: one uniform number per token, turned into a token by the inverse of the cumulative distribution.
+        seed: of the counter-based stream (:func:`~spear_lightning.utils.randomness.uniforms`) that this response is
+            drawn from: one uniform number per token, turned into a token by the inverse of the cumulative distribution.
     """
 
     session: str

@@ -18,16 +18,16 @@ from lightning.pytorch.strategies import Strategy
 from torch import nn
 from transformers import PreTrainedModel
 
-from spear_lightning.adapters import LoRA, with_adapters
-from spear_lightning.datamodule import RolloutDataModule
+from spear_lightning.distributed.strategies import ZeroStrategy
 from spear_lightning.engines.base import RolloutEngine
-from spear_lightning.engines.huggingface import HuggingFaceEngine
-from spear_lightning.loading import empty_model, fresh_model, load_tokenizer
-from spear_lightning.module import OptimizerFactory
+from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
+from spear_lightning.planning.layouts import layout_of, made, make_strategy, ranks_of_a_node
 from spear_lightning.planning.shape import Layout, ModelShape, Numbers, Workload
-from spear_lightning.planning.strategies import layout_of, made, make_strategy, ranks_of_a_node
-from spear_lightning.policy import DTYPES
-from spear_lightning.strategies import ZeroStrategy
+from spear_lightning.policy.loading import empty_model, fresh_model, load_tokenizer
+from spear_lightning.policy.lora import LoRA, with_adapters
+from spear_lightning.policy.policy import DTYPES
+from spear_lightning.training.datamodule import RolloutDataModule
+from spear_lightning.training.module import OptimizerFactory
 
 _HALF = ("bf16-true", "bf16-mixed", "16-true", "16-mixed", "transformer-engine-float16", "transformer-engine")
 _TRUE = {"bf16-true": 2, "16-true": 2, "64-true": 8}
@@ -100,7 +100,7 @@ def meta_model(policy: Namespace) -> nn.Module:
     """The policy's model on the meta device, with its adapters.
 
     Args:
-        policy: the arguments of :class:`spear_lightning.policy.Policy`.
+        policy: the arguments of :class:`spear_lightning.policy.policy.Policy`.
 
     Raises:
         ValueError: as the policy itself would, but for what only weights can tell.

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from spear_lightning.engines.forward import PREFILL_TOKENS
+from spear_lightning.engines.huggingface.forward import PREFILL_TOKENS
 from spear_lightning.planning.shape import Layout, ModelShape, Numbers, Place, Workload
 
 Phase = Literal["generation", "backward", "step"]
@@ -26,7 +26,7 @@ PHASES: tuple[Phase, ...] = ("generation", "backward", "step")
 REPLAY_TOKEN = 4 + 4
 """Bytes of a replayed token at most: id and log-probability. What was not generated has none, and what rows repeat of
 each other is stored once; weights (``model.correction.cap``) are not counted. See
-:mod:`spear_lightning.rollout.storage`; ``benchmarks/storage.py`` measures it."""
+:mod:`spear_lightning.data.token_pool`; ``benchmarks/storage.py`` measures it."""
 
 _FLOAT32 = 4
 
@@ -202,7 +202,7 @@ def temporary_bytes(model: ModelShape, numbers: Numbers, work: Workload) -> int:
     """The most that the backward pass needs for a moment: in the output head, or in a layer.
 
     The chunked head has its chunk (``4 · 4 V`` bytes a token, bounded) and twice the gradient of its weights, summed in
-    float32 (:mod:`spear_lightning.logprobs`). A layer has the gradients of its MLP, and with checkpointing what
+    float32 (:mod:`spear_lightning.policy.logprobs`). A layer has the gradients of its MLP, and with checkpointing what
     it recomputes.
     """
     summed = (_FLOAT32 + numbers.compute) * model.vocabulary * model.hidden if model.head_trained else 0
@@ -216,7 +216,8 @@ def temporary_bytes(model: ModelShape, numbers: Numbers, work: Workload) -> int:
 def cache_columns(prompt: int, longest: int) -> int:
     """Columns of the key-value cache once a sequence has grown to ``longest`` tokens.
 
-    It starts at the prompt and grows by half, in multiples of 64 (:class:`~spear_lightning.engines.key_values`).
+    It starts at the prompt and grows by half, in multiples of 64
+    (:class:`~spear_lightning.engines.huggingface.kv_cache`).
     """
     columns = _rounded(min(prompt, longest))
     while columns < longest:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from spear_lightning.agents.base import Agent
 from spear_lightning.engines.base import RolloutEngine, Sampling
 from spear_lightning.environments.pool import EnvironmentPool
-from spear_lightning.rollout.agent import Agent
-from spear_lightning.rollout.phase import EpisodeSpec, Phase, PlayedEpisodes, Rules
+from spear_lightning.rollout.episode_batch import EpisodeSpec, Phase, PlayedEpisodes, Rules
 from spear_lightning.rollout.schedules import RolloutSchedule, Waves
 
 __all__ = ["Collector", "EpisodeSpec", "PlayedEpisodes"]

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from spear_lightning.rollout.phase import EpisodeSpec, Phase
+from spear_lightning.rollout.episode_batch import EpisodeSpec, Phase
 
 
 class RolloutSchedule(ABC):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from spear_lightning.files import write_atomically
+from spear_lightning.utils.atomic import write_atomically
 
 
 def merge(into: dict, values: dict) -> dict:

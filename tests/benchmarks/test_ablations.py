@@ -8,8 +8,8 @@ from comparison.plan import Arm, Comparison, compose, differences
 
 from spear_lightning.algorithm.filters import QualityFilters
 from spear_lightning.algorithm.replay import Drain, ReplayBuffer
-from spear_lightning.rollout.checks import check_replay
 from spear_lightning.rollout.settings import TrainingRollouts
+from spear_lightning.training.checks import check_replay
 from tests.composing import CONFIGS, composed
 
 ABLATIONS = CONFIGS / "ablation"
@@ -133,7 +133,7 @@ def test_what_mathematics_refuses_is_what_the_header_says():
 @pytest.mark.parametrize("name", ["no-recalibration", "intrinsic-only"])
 def test_the_comparison_takes_one_as_an_arm(name):
     arm = Arm.parse(f"{name}={ABLATIONS / name}.yaml")
-    command = (sys.executable, "-m", "spear_lightning.cli")
+    command = (sys.executable, "-m", "spear_lightning.cli.main")
     comparison = Comparison(CONFIGS / "quickstart.yaml", (arm,), (1,), (), ("1",), Path("unused"), command)
     config = compose(comparison, arm)
     assert {key: value for key, value in _flat(config).items() if key in EXPECTED[name]} == {

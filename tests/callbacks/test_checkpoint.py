@@ -17,8 +17,8 @@ from lightning.pytorch import Callback
 
 from spear_lightning.callbacks import ShardedCheckpoint
 from spear_lightning.callbacks.checkpoint import resolve_checkpoint
-from spear_lightning.checkpoints import Manifest, complete_checkpoints, problem
-from spear_lightning.module import SpearModule
+from spear_lightning.checkpoint.manifest import Manifest, complete_checkpoints, problem
+from spear_lightning.training.module import SpearModule
 from tests.callbacks.tiny import TinyData, TinyModule, make_trainer
 from tests.processes import start
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from spear_lightning.checkpoints import Manifest, complete_checkpoints, problem
+from spear_lightning.checkpoint.manifest import Manifest, complete_checkpoints, problem
 from tests.callbacks.two_ranks import measure, train, train_limited
 from tests.processes import start_ranks
 

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from spear_lightning.callbacks import LearningCurve
 from spear_lightning.callbacks.plot import draw_curve
-from spear_lightning.statistics import newcombe, wilson
+from spear_lightning.metrics.intervals import newcombe, wilson
 from tests.callbacks.tiny import Script, TinyData, TinyModule, make_episode, make_trainer, make_turn
 
 SCRIPT = Script(entropies=[1.0, 0.5, 0.25], successes=[1, 2, 3], held_out=[2, 4, 5, 6], games=8)

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
+from spear_lightning.data.scored import Rollout, ScoredEpisode
 from spear_lightning.environments.base import Split, Task
-from spear_lightning.hooks import MicroBatchOutput, rollout_listeners, update_listeners
 from spear_lightning.rollout.episode import Episode, Turn
-from spear_lightning.rollout.scored import Rollout, ScoredEpisode
+from spear_lightning.training.hooks import MicroBatchOutput, rollout_listeners, update_listeners
 
 
 def make_turn(entropies: Sequence[float], text: str = "<action> look </action>", **changes: Any) -> Turn:

@@ -15,8 +15,8 @@ from lightning.pytorch import Callback
 
 from spear_lightning.callbacks import ShardedCheckpoint
 from spear_lightning.callbacks.checkpoint import resolve_checkpoint
-from spear_lightning.hooks import RankState
-from spear_lightning.strategies import ZeroStrategy
+from spear_lightning.distributed.strategies import ZeroStrategy
+from spear_lightning.training.hooks import RankState
 from tests.callbacks.tiny import TinyData, TinyModule, make_trainer
 
 BUCKETS = {"allgather_bucket_size": 1_000_000, "reduce_bucket_size": 1_000_000}

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from spear_lightning.engines.huggingface import HuggingFaceEngine
-from spear_lightning.engines.key_values import KeyValueRows
-from spear_lightning.engines.memory import free_bytes
-from spear_lightning.engines.sessions import SessionRows
-from spear_lightning.randomness import stream_seed
+from spear_lightning.engines.huggingface.cache_rows import SessionRows
+from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
+from spear_lightning.engines.huggingface.kv_cache import KeyValueRows
+from spear_lightning.engines.huggingface.memory import free_bytes
+from spear_lightning.utils.randomness import stream_seed
 from tests.engines.test_huggingface import VOCABULARY, Counting, check, engine_of, one_by_one, play, request
 
 TOKEN = 2 * 2 * 2 * 8 * 4

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from spear_lightning.engines.base import Completion, Request, RolloutEngine, Sampling
-from spear_lightning.engines.huggingface import HuggingFaceEngine
-from spear_lightning.policy import LoRA, Policy
-from spear_lightning.randomness import stream_seed, uniforms
+from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
+from spear_lightning.policy.policy import LoRA, Policy
+from spear_lightning.utils.randomness import stream_seed, uniforms
 
 VOCABULARY = 41
 STOPS = (1, 4, 6, 8)

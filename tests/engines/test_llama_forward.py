@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from spear_lightning.engines.forward import CachedForward
-from spear_lightning.engines.generation_mode import generation_mode
-from spear_lightning.engines.key_values import KeyValueRows
-from spear_lightning.engines.llama_forward import LlamaForward
-from spear_lightning.policy import LoRA, Policy
+from spear_lightning.engines.huggingface.forward import CachedForward
+from spear_lightning.engines.huggingface.generation_mode import generation_mode
+from spear_lightning.engines.huggingface.kv_cache import KeyValueRows
+from spear_lightning.engines.huggingface.llama import LlamaForward
+from spear_lightning.policy.policy import LoRA, Policy
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 10000.0}
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from spear_lightning.engines import operations
-from spear_lightning.engines.operations import Attention, linear, needed_widths, rms_norm
+from spear_lightning.engines.huggingface import ops as operations
+from spear_lightning.engines.huggingface.ops import Attention, linear, needed_widths, rms_norm
 
 
 def numbers(*shape: int, seed: int = 0) -> torch.Tensor:

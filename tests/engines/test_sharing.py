@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spear_lightning.engines import sharing
 from spear_lightning.engines.base import Request, Sampling
-from spear_lightning.engines.jobs import Job
-from spear_lightning.engines.sessions import Session
-from spear_lightning.engines.sharing import plan_prefill
-from spear_lightning.packing import common_length
+from spear_lightning.engines.huggingface import prefix_sharing as sharing
+from spear_lightning.engines.huggingface.cache_rows import Session
+from spear_lightning.engines.huggingface.jobs import Job
+from spear_lightning.engines.huggingface.prefix_sharing import plan_prefill
+from spear_lightning.policy.packing import common_length
 from tests.engines.test_cache_limit import gib
 from tests.engines.test_huggingface import KINDS, VOCABULARY, Counting, check, engine_of, make, one_by_one, request
 

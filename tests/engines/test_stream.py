@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from spear_lightning.engines.base import BatchStream
-from spear_lightning.engines.huggingface import HuggingFaceEngine
-from spear_lightning.randomness import stream_seed
+from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
+from spear_lightning.utils.randomness import stream_seed
 from tests.engines.test_cache_limit import gib
 from tests.engines.test_huggingface import VOCABULARY, Counting, check, engine_of, make, one_by_one, request
 

@@ -7,7 +7,7 @@ import importlib.util
 import pytest
 import torch
 
-from spear_lightning.engines.vllm import VLLMEngine
+from spear_lightning.engines.vllm.engine import VLLMEngine
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")

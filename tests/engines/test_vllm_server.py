@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from spear_lightning.adapters import LoRA
 from spear_lightning.engines.base import Request, Sampling
-from spear_lightning.engines.huggingface import HuggingFaceEngine
-from spear_lightning.engines.vllm_requests import StaleWeightsError, completion_of
-from spear_lightning.engines.vllm_routing import StickySessions
-from spear_lightning.engines.vllm_server import VLLMServerEngine
-from spear_lightning.engines.vllm_transport import Broadcast, SharedFolder
-from spear_lightning.engines.vllm_weights import PolicyWeights
+from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
+from spear_lightning.engines.vllm.requests import StaleWeightsError, completion_of
+from spear_lightning.engines.vllm.routing import StickySessions
+from spear_lightning.engines.vllm.server import VLLMServerEngine
+from spear_lightning.engines.vllm.transport import Broadcast, SharedFolder
+from spear_lightning.engines.vllm.weights import PolicyWeights
+from spear_lightning.policy.lora import LoRA
 from tests.engines.vllm_protocol import ProtocolServer
 
 

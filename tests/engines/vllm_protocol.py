@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from spear_lightning.engines.base import Request, Sampling
-from spear_lightning.engines.huggingface import HuggingFaceEngine
-from spear_lightning.engines.vllm_worker import WeightReceiver
-from spear_lightning.policy import Policy
+from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
+from spear_lightning.engines.vllm.worker import WeightReceiver
+from spear_lightning.policy.policy import Policy
 
 
 class Worker(WeightReceiver):

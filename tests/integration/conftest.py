@@ -70,7 +70,16 @@ def spear_command(
     given = {name: value for name, value in {**SMALL, **own}.items() if name.rpartition(".")[0] not in (changes or {})}
     settings = {**given, **(changes or {})}
     keys = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
-    return [sys.executable, "-m", "spear_lightning.cli", command, "-c", "configs/quickstart.yaml", *arguments, *keys]
+    return [
+        sys.executable,
+        "-m",
+        "spear_lightning.cli.main",
+        command,
+        "-c",
+        "configs/quickstart.yaml",
+        *arguments,
+        *keys,
+    ]
 
 
 def start_spear(

@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from spear_lightning.agents.transcript import TranscriptAgent
 from spear_lightning.algorithm.estimators import ReinforcePlusPlusBaseline
 from spear_lightning.algorithm.filters import QualityFilters
 from spear_lightning.algorithm.replay import Mix, ReplayBuffer
 from spear_lightning.algorithm.rewards import RewardComposer
 from spear_lightning.callbacks import RolloutProgress
-from spear_lightning.datamodule import RolloutDataModule
-from spear_lightning.engines.huggingface import HuggingFaceEngine
-from spear_lightning.hooks import RolloutHooks
-from spear_lightning.loggers import MetricsCSV
-from spear_lightning.module import SpearModule
-from spear_lightning.policy import Policy
+from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
+from spear_lightning.metrics.csv_logger import MetricsCSV
+from spear_lightning.policy.policy import Policy
 from spear_lightning.rollout.settings import TrainingRollouts
-from spear_lightning.rollout.transcript import TranscriptAgent
+from spear_lightning.training.datamodule import RolloutDataModule
+from spear_lightning.training.hooks import RolloutHooks
+from spear_lightning.training.module import SpearModule
 from tests.environments.tiny_environments import Tossed
 
 

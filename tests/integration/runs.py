@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from spear_lightning.algorithm.replay import ReplayBuffer
-from spear_lightning.checkpoints import MANIFEST, problem
-from spear_lightning.rollout.state import load_replay
+from spear_lightning.checkpoint.manifest import MANIFEST, problem
+from spear_lightning.checkpoint.rank_state import load_replay
 
 # Plain SGD: Adam's first steps have the size of the learning rate whatever the gradient, and would hide an error in it.
 PLAIN: dict[str, Any] = {

@@ -14,20 +14,20 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from spear_lightning.agents.transcript import TranscriptAgent
 from spear_lightning.algorithm.filters import QualityFilters
 from spear_lightning.algorithm.replay import Mix, ReplayBuffer
 from spear_lightning.algorithm.rewards import RewardComposer
-from spear_lightning.datamodule import RolloutDataModule
-from spear_lightning.engines.huggingface import HuggingFaceEngine
+from spear_lightning.distributed.strategies import ZeroStrategy
+from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
 from spear_lightning.environments.alfworld import ALFWorld
-from spear_lightning.hooks import RolloutHooks
-from spear_lightning.loggers import MetricsCSV
-from spear_lightning.module import SpearModule
-from spear_lightning.playing import check_whole_weights
-from spear_lightning.policy import LoRA, Policy
+from spear_lightning.metrics.csv_logger import MetricsCSV
+from spear_lightning.policy.policy import LoRA, Policy
+from spear_lightning.rollout.runner import check_whole_weights
 from spear_lightning.rollout.settings import Evaluation, TrainingRollouts
-from spear_lightning.rollout.transcript import TranscriptAgent
-from spear_lightning.strategies import ZeroStrategy
+from spear_lightning.training.datamodule import RolloutDataModule
+from spear_lightning.training.hooks import RolloutHooks
+from spear_lightning.training.module import SpearModule
 from tests.integration.runs import PLAIN, curve, entries_of, replay, weights
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from spear_lightning.checkpoints import newest_checkpoint, problem
+from spear_lightning.checkpoint.manifest import newest_checkpoint, problem
 from tests.integration.conftest import ROOT, environment, spear_command
 from tests.integration.runs import curve, zero
 from tests.launchers.slurm import requeued, start_job

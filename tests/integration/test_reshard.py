@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from spear_lightning.checkpoints import Manifest, newest_checkpoint, problem
-from spear_lightning.cli import main
-from spear_lightning.export import export_checkpoint
+from spear_lightning.checkpoint.manifest import Manifest, newest_checkpoint, problem
+from spear_lightning.cli.export import export_checkpoint
+from spear_lightning.cli.main import main
 from tests.integration.runs import ADAM, PLAIN, curve, replay, weights, zero
 
 pytestmark = pytest.mark.slow

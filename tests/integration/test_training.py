@@ -149,7 +149,7 @@ def test_a_mixture_trains_and_is_reported_by_environment(spear, tmp_path, games_
 def test_another_architecture_trains_by_changing_the_policy_alone(spear, tmp_path):
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    embedded = ROOT / "spear_lightning/warmstart/policy"
+    embedded = ROOT / "spear_lightning/policy/embedded"
     tokenizer = AutoTokenizer.from_pretrained(embedded)
     config = AutoConfig.for_model(
         "llama",
@@ -182,17 +182,17 @@ def test_another_architecture_trains_by_changing_the_policy_alone(spear, tmp_pat
 def test_generation_and_training_alternate_strictly(games_cache):
     from lightning.pytorch import Callback, Trainer
 
+    from spear_lightning.agents.transcript import TranscriptAgent
     from spear_lightning.algorithm.filters import QualityFilters
     from spear_lightning.algorithm.replay import Mix, ReplayBuffer
     from spear_lightning.algorithm.rewards import RewardComposer
-    from spear_lightning.datamodule import RolloutDataModule
-    from spear_lightning.engines.huggingface import HuggingFaceEngine
+    from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
     from spear_lightning.environments.alfworld import ALFWorld
-    from spear_lightning.hooks import RolloutHooks
-    from spear_lightning.module import SpearModule
-    from spear_lightning.policy import Policy
+    from spear_lightning.policy.policy import Policy
     from spear_lightning.rollout.settings import TrainingRollouts
-    from spear_lightning.rollout.transcript import TranscriptAgent
+    from spear_lightning.training.datamodule import RolloutDataModule
+    from spear_lightning.training.hooks import RolloutHooks
+    from spear_lightning.training.module import SpearModule
 
     events: list[str] = []
     stored: dict[bytes, list[list[float]]] = {}  # the same tokens may be played in several iterations

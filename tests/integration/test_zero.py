@@ -11,9 +11,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from transformers import AutoModelForCausalLM
 
-from spear_lightning.checkpoints import Manifest
-from spear_lightning.export import export_checkpoint
-from spear_lightning.strategies import check_strategy
+from spear_lightning.checkpoint.manifest import Manifest
+from spear_lightning.cli.export import export_checkpoint
+from spear_lightning.distributed.strategies import check_strategy
 from tests.integration.conftest import ROOT
 from tests.integration.runs import ADAM, PLAIN, curve, replay, weights, zero
 

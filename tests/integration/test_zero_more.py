@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from spear_lightning.export import export_checkpoint
-from spear_lightning.policy import Policy
+from spear_lightning.cli.export import export_checkpoint
+from spear_lightning.policy.policy import Policy
 from tests.integration.alternating import train as alternate
 from tests.integration.conftest import start_spear
 from tests.integration.runs import PLAIN, curve, weights, zero

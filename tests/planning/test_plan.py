@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.optim import SGD, AdamW
 
-from spear_lightning.cli import main
+from spear_lightning.cli.main import main
+from spear_lightning.cli.plan import parse_bytes
 from spear_lightning.planning.inputs import shape_of, state_per_parameter
-from spear_lightning.planning.plan import parse_bytes
-from spear_lightning.policy import Policy
+from spear_lightning.policy.policy import Policy
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ["-c", str(ROOT / "configs/quickstart.yaml")]

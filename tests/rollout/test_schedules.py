@@ -8,19 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from spear_lightning.agents.base import Agent
+from spear_lightning.agents.stepwise import StepwiseAgent
+from spear_lightning.agents.transcript import TranscriptAgent
 from spear_lightning.engines.base import BatchStream, Completion, CompletionStream, Request, Sampling
-from spear_lightning.engines.huggingface import HuggingFaceEngine
+from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
 from spear_lightning.environments.base import Task
 from spear_lightning.environments.pool import EnvironmentPool
-from spear_lightning.policy import Policy
-from spear_lightning.rollout.agent import Agent
+from spear_lightning.policy.policy import Policy
 from spear_lightning.rollout.collector import Collector, EpisodeSpec
 from spear_lightning.rollout.episode import Episode
 from spear_lightning.rollout.schedules import Continuous, RolloutSchedule, Waves, deal
-from spear_lightning.rollout.stepwise import StepwiseAgent
-from spear_lightning.rollout.transcript import TranscriptAgent
+from tests.agents.players import ScriptedEngine, byte_tokenizer
 from tests.environments.tiny_environments import Gated, Tiny
-from tests.rollout.players import ScriptedEngine, byte_tokenizer
 from tests.rollout.test_collector import always, content, make, play, specs
 
 SCHEDULES = [Waves(2), Waves(3), Waves(50), Continuous()]

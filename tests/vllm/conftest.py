@@ -71,7 +71,7 @@ class Server:
             "max-model-len": WINDOW,
             "max-num-seqs": 64,
             "logprobs-mode": "processed_logprobs",
-            "worker-extension-cls": "spear_lightning.engines.vllm_worker.WeightReceiver",
+            "worker-extension-cls": "spear_lightning.engines.vllm.worker.WeightReceiver",
         }
         flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
         with self.log.open("a") as log:

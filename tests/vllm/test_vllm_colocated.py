@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spear_lightning.engines.vllm import VLLMEngine
+from spear_lightning.engines.vllm.engine import VLLMEngine
 from tests.vllm.conftest import WINDOW, assert_by, requests
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spear_lightning.engines.vllm_client import VLLMServer
-from spear_lightning.engines.vllm_server import VLLMServerEngine
-from spear_lightning.engines.vllm_transport import Broadcast, SharedFolder
+from spear_lightning.engines.vllm.client import VLLMServer
+from spear_lightning.engines.vllm.server import VLLMServerEngine
+from spear_lightning.engines.vllm.transport import Broadcast, SharedFolder
 from tests.vllm.conftest import WINDOW, assert_by, requests
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spear_lightning.environments.alfworld.rooms import LAMP_STANDS, LAMPS, ROOMS, TASK_TYPES, Room
-from spear_lightning.randomness import stream_seed
+from spear_lightning.utils.randomness import stream_seed
 
 # The appliance of each task that changes an object's state, and what the object must admit.
 _APPLIANCES: dict[str, tuple[str, str]] = {

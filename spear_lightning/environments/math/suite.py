@@ -36,7 +36,7 @@ class MathProblems(TaskSuite):
             others.
         tool: ``code_interpreter``, or ``None`` to train without one.
         sandbox: what runs the model's programs: a name that
-            ``spear_lightning.environments.math.sandbox.open_sandbox`` knows (``auto`` takes what this machine has),
+            ``spear_lightning.sandbox.open_sandbox`` knows (``auto`` takes what this machine has),
             or the import path of a function that makes a sandbox.
         sandbox_args: of that function (``{limits: {wall_seconds: 10}}``).
         instruction: put after each question; may be empty.
@@ -190,7 +190,7 @@ def _opener(name: str, arguments: Mapping[str, Any]) -> Callable[[], Sandbox]:
     module, _, function = name.rpartition(".")
     try:
         if not module:
-            ours = importlib.import_module("spear_lightning.environments.math.sandbox")
+            ours = importlib.import_module("spear_lightning.sandbox")
             limits = {"limits": ours.SandboxLimits(**arguments["limits"])} if arguments.get("limits") else {}
             return functools.partial(ours.open_sandbox, name, **{**arguments, **limits})
         found = getattr(importlib.import_module(module), function)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from spear_lightning.environments.once import make_once
 from spear_lightning.environments.webshop.arrays import Blobs, BlobWriter, read_array, save_array
 from spear_lightning.environments.webshop.goals import (
     GOAL_KINDS,
@@ -28,7 +27,8 @@ from spear_lightning.environments.webshop.prices import draw_price, draw_price_c
 from spear_lightning.environments.webshop.records import Product
 from spear_lightning.environments.webshop.search import IndexBuilder, SearchIndex
 from spear_lightning.environments.webshop.sources import Entry, Source
-from spear_lightning.randomness import stream_seed
+from spear_lightning.utils.once import make_once
+from spear_lightning.utils.randomness import stream_seed
 
 FORMAT = 1  # raise when equal sources come out differently
 _META = "catalogue.json"

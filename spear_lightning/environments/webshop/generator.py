@@ -20,7 +20,7 @@ from spear_lightning.environments.webshop.sources import (
     digest,
     join,
 )
-from spear_lightning.randomness import stream_seed
+from spear_lightning.utils.randomness import stream_seed
 
 _VERSION = 1  # raise when equal seeds give other products
 _SYLLABLES = (

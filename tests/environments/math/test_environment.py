@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from spear_lightning.agents.tool_calling import ChatToolAgent
 from spear_lightning.engines.base import Sampling
 from spear_lightning.environments.base import Task
 from spear_lightning.environments.math import (
@@ -25,14 +26,13 @@ from spear_lightning.environments.math import (
 from spear_lightning.environments.math.environment import Interpreter, MathEnv
 from spear_lightning.environments.pool import EnvironmentPool, EnvironmentPoolError
 from spear_lightning.environments.tools import CODE_INTERPRETER, parse_calls, read_results
-from spear_lightning.rollout.chat_tools import ChatToolAgent
 from spear_lightning.rollout.collector import Collector, EpisodeSpec
-from tests.environments.math.sandboxes import Fragile, Ran
-from tests.rollout.chats import chat_tokenizer
-from tests.rollout.players import ScriptedEngine
+from tests.agents.chats import chat_tokenizer
+from tests.agents.players import ScriptedEngine
+from tests.sandbox.sandboxes import Fragile, Ran
 
-MONTY = "tests.environments.math.sandboxes.MontySandbox"
-FRAGILE = "tests.environments.math.sandboxes.Fragile"
+MONTY = "tests.sandbox.sandboxes.MontySandbox"
+FRAGILE = "tests.sandbox.sandboxes.Fragile"
 
 
 def call(code: object) -> str:
@@ -137,7 +137,7 @@ def test_our_own_sandboxes_are_opened_by_name(monkeypatch: pytest.MonkeyPatch) -
 
     module = types.ModuleType("sandbox")
     module.__dict__.update(open_sandbox=open_sandbox, SandboxLimits=lambda *, wall_seconds: f"{wall_seconds} s")
-    monkeypatch.setitem(sys.modules, "spear_lightning.environments.math.sandbox", module)
+    monkeypatch.setitem(sys.modules, "spear_lightning.sandbox", module)
     MathProblems().make()
     MathProblems(sandbox="remote", sandbox_args={"limits": {"wall_seconds": 3}, "url": "x"}).make()
     assert opened == [("auto", None, {}), ("remote", "3 s", {"url": "x"})]
@@ -263,7 +263,7 @@ def test_models_play_it_in_worker_processes(suite: MathProblems) -> None:
 
 
 def test_without_a_sandbox_nothing_starts(suite: MathProblems) -> None:
-    suite.sandbox = "tests.environments.math.sandboxes.refuse"
+    suite.sandbox = "tests.sandbox.sandboxes.refuse"
     with (
         pytest.raises(EnvironmentPoolError, match=r"no sandbox works on this machine: install bubblewrap"),
         EnvironmentPool(suite, workers=1),

@@ -15,12 +15,12 @@ import yaml
 from gymnasium.error import ResetNeeded
 
 from spear_lightning.environments.base import Split
+from spear_lightning.environments.expert import Wandering
 from spear_lightning.environments.pool import EnvironmentPool
 from spear_lightning.environments.webshop import WebShop, suite
 from spear_lightning.environments.webshop.environment import WebShopEnv
+from spear_lightning.environments.webshop.expert import Order, ShoppingExpert
 from spear_lightning.environments.webshop.generator import write_official_layout
-from spear_lightning.warmstart.expert import Wandering
-from spear_lightning.warmstart.shopping import Order, ShoppingExpert
 
 ROOT = Path(__file__).parents[3]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")

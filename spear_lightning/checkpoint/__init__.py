@@ -1,0 +1,1 @@
+"""What a checkpoint is, and what each rank puts into it."""

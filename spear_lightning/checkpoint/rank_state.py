@@ -1,0 +1,138 @@
+"""What each rank holds, in a checkpoint: its replay buffer, and how the entries are dealt over other ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spear_lightning.algorithm.replay import ReplayBuffer
+from spear_lightning.data.token_pool import StoredRow, TokenPool, store_rows
+from spear_lightning.rollout.episode import Row
+from spear_lightning.utils.randomness import stream_seed
+
+_FORMAT = 3
+"""Of the state of a buffer: 1 (which did not say so) held each row as arrays of its own; 2 had no weights."""
+
+
+def replay_to_state(replay: ReplayBuffer) -> dict[str, Any]:
+    """A buffer as plain types and tensors, which a checkpoint can hold without pickling our classes."""
+    state = replay.state_dict()
+    pools = {id(row.pool): row.pool for row in (entry["payload"] for entry in state["entries"])}
+    numbers = {key: number for number, key in enumerate(pools)}
+    return {
+        **state,
+        "format": _FORMAT,
+        "pools": [torch.from_numpy(pool.tokens.copy()) for pool in pools.values()],
+        "entries": [
+            {**entry, "pool": numbers[id(entry["payload"].pool)], "payload": _to_tensors(entry["payload"])}
+            for entry in state["entries"]
+        ],
+    }
+
+
+def load_replay(replay: ReplayBuffer, states: Sequence[dict[str, Any]] | RankFiles, rank: int, world_size: int) -> None:
+    """Fill this rank's buffer from the saved buffers of all ranks.
+
+    With as many ranks as then, each takes its own back. Otherwise entries are dealt by a hash of their key: none is
+    lost, none is doubled.
+
+    Args:
+        replay: this rank's buffer.
+        states: one per rank of the run that saved them, from :func:`replay_to_state`. Each is asked for once.
+        rank: of this process.
+        world_size: number of processes now.
+
+    Raises:
+        ValueError: a state was written by a newer version of this program.
+    """
+    if len(states) == world_size:
+        entries = _entries(states[rank])
+    else:
+        entries = [
+            entry
+            for number in range(len(states))
+            for entry in _put_away(
+                _entries(states[number], lambda key: stream_seed("re-deal", key) % world_size == rank)
+            )
+        ]
+    replay.load_state_dict({"entries": entries})
+
+
+def _entries(state: dict[str, Any], wanted: Callable[[str], bool] = lambda key: True) -> list[dict[str, Any]]:
+    """The wanted entries of a saved buffer."""
+    found = [entry for entry in state["entries"] if wanted(entry["key"])]
+    version = state.get("format", 1)
+    if version == 1:
+        rows = store_rows(Row(**_to_arrays(entry["payload"])) for entry in found)
+        return [{**entry, "payload": row} for entry, row in zip(found, rows, strict=True)]
+    if version > _FORMAT:
+        raise ValueError(
+            f"the replay buffer in the checkpoint has format {version}, and this version of spear-lightning reads up "
+            f"to {_FORMAT}: go on with the version that wrote it, or set data.replay to null"
+        )
+    pools = [TokenPool(tokens.numpy()) for tokens in state["pools"]]
+    return [
+        {
+            **{name: value for name, value in entry.items() if name != "pool"},
+            "payload": StoredRow(pools[entry["pool"]], **_to_arrays(entry["payload"])),
+        }
+        for entry in found
+    ]
+
+
+def _put_away(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same entries in a pool of their own: that of the rank that had them also has what is not theirs."""
+    rows = store_rows(entry["payload"].with_advantage(0.0) for entry in entries)
+    return [{**entry, "payload": row} for entry, row in zip(entries, rows, strict=True)]
+
+
+class RankFiles:
+    """One thing that all ranks held, in a folder with a file a rank, of which no more than one is in memory at a time.
+
+    Args:
+        folder: of a checkpoint's rank files.
+        name: of the thing: ``replay`` or ``played``.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder, self._name = folder, name
+
+    def __len__(self) -> int:
+        return len(list(self._folder.glob("rank-*.pt")))
+
+    def __getitem__(self, rank: int) -> dict[str, Any]:
+        """What a rank held.
+
+        Raises:
+            ValueError: its file is missing or damaged.
+        """
+        path = _rank_file(self._folder, rank)
+        try:
+            states: dict[str, Any] = torch.load(path, weights_only=True)
+            if "entries" in states:  # written when a replay buffer was all that ranks held
+                states = {"replay": states}
+            state: dict[str, Any] = states[self._name]
+        except Exception as error:  # whatever a damaged file makes its reader raise
+            raise ValueError(f"what rank {rank} held ({self._name}) cannot be read from {path}: {error}") from error
+        return state
+
+
+def save_rank_file(folder: Path, rank: int, states: dict[str, Any]) -> None:
+    """Write what a rank holds, by name, where :class:`RankFiles` finds it."""
+    torch.save(states, _rank_file(folder, rank))
+
+
+def _rank_file(folder: Path, rank: int) -> Path:
+    return folder / f"rank-{rank:05d}.pt"
+
+
+def _to_tensors(row: StoredRow) -> dict[str, torch.Tensor]:
+    arrays = {name: getattr(row, name) for name in ("slices", "logps", "spans", "weights")}
+    return {name: torch.from_numpy(array.copy()) for name, array in arrays.items() if array is not None}
+
+
+def _to_arrays(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    return {name: tensor.numpy() for name, tensor in tensors.items()}

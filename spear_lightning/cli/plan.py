@@ -1,0 +1,260 @@
+"""``spear plan``: whether a run will fit into memory, before anything is started.
+
+    spear plan -c configs/alfworld.yaml -c configs/model/qwen2.5-7b.yaml -c configs/strategy/zero3.yaml \
+        --trainer.devices 8 --trainer.num_nodes 2 --memory 80GiB
+
+It takes what ``spear fit`` takes and composes the configuration in the same way; of the model only ``config.json`` is
+read. The exit status is 0 if the run fits and 1 if not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LightningArgumentParser
+from rich.console import Console
+from rich.table import Table
+
+from spear_lightning.cli.main import SpearCLI, make_cli
+from spear_lightning.distributed.strategies import ZeroStrategy
+from spear_lightning.planning.inputs import Inputs, read_inputs
+from spear_lightning.planning.memory import PHASES, MemoryPlan, Part, Phase
+from spear_lightning.planning.suggestions import Remedy, Situation, remedies
+from spear_lightning.utils.atomic import write_atomically
+
+_UNITS = {"": 1, **{f"{letter}b": 1000**k for k, letter in enumerate("kmgt", 1)}}
+_UNITS |= {f"{letter}ib": 1024**k for k, letter in enumerate("kmgt", 1)}
+_GIB = 1024**3
+
+
+class PlanCLI(SpearCLI):
+    """The command line of ``spear fit`` up to the composed configuration: nothing is made of it."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """What is planned is a ``fit``."""
+        return {"fit": SpearCLI.subcommands()["fit"]}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what only the plan takes."""
+        super().add_arguments_to_parser(parser)
+        parser.add_argument(
+            "--memory",
+            type=str,
+            help="Of a GPU, as 80GiB (with trainer.accelerator cpu: of a node's RAM); default: what this machine has.",
+        )
+        parser.add_argument(
+            "--context", type=int, help="Tokens of the longest sequence; default: what agent, engine and model allow."
+        )
+        parser.add_argument("--json", type=str, help="File to write the plan to.")
+
+    def _set_seed(self) -> None:
+        """Draw nothing."""
+
+    def instantiate_classes(self) -> None:
+        """Make nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Plan a run and print the plan.
+
+    Args:
+        arguments: as of ``spear fit``, and ``--memory``, ``--context`` and ``--json``.
+
+    Returns:
+        The exit status: 0 if the run fits, 1 if not.
+
+    Raises:
+        ValueError: something cannot be planned; the message names the key.
+    """
+    sys.argv = [sys.argv[0], "fit", *arguments]  # where LightningCLI looks; it warns if arguments are handed over
+    config = make_cli(PlanCLI, "plan").config["fit"]
+    capacity = None if config.memory is None else parse_bytes(config.memory)
+    if config.context is not None and config.context < 2:
+        raise ValueError(f"--context must be at least 2 (a prompt and a token), not {config.context}")
+    inputs = read_inputs(config, given_memory=capacity is not None, context=config.context)
+    situation = Situation(
+        inputs.model,
+        inputs.numbers,
+        inputs.layout,
+        inputs.work,
+        inputs.nodes,
+        machine_memory(inputs.gpu) if capacity is None else capacity,
+        inputs.gpu,
+        inputs.strategy.stage if isinstance(inputs.strategy, ZeroStrategy) else None,
+    )
+    found = [] if situation.fits else remedies(situation)
+    estimate = deepspeed_estimate(situation)
+    _print(Console(), inputs, situation, estimate, found)
+    if config.json is not None:
+        record = json.dumps(_record(inputs, situation, estimate, found), indent=1) + "\n"
+        write_atomically(Path(config.json).expanduser(), record)
+    return 0 if situation.fits else 1
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes from a number with a unit: ``80GiB``, ``64 GB``, ``8e9``.
+
+    Raises:
+        ValueError: the text cannot be read.
+
+    >>> parse_bytes("1.5GiB")
+    1610612736
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?(?:e\d+)?)\s*([a-z]*)\s*", text.lower())
+    if match is None or match[2] not in _UNITS or not float(match[1]):
+        raise ValueError(f"--memory {text!r} is no amount of memory: give a number and a unit, as 80GiB or 64GB")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def machine_memory(gpu: bool) -> int:
+    """Bytes of this machine's first GPU, or its RAM (or what a control group leaves of it).
+
+    Raises:
+        ValueError: a GPU is asked for and there is none.
+    """
+    if gpu:
+        if not torch.cuda.is_available():
+            raise ValueError(
+                "trainer.accelerator is gpu, and this machine has no GPU to read the memory off: give --memory 80GiB"
+            )
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    group = Path("/sys/fs/cgroup/memory.max")
+    limit = group.read_text(encoding="utf-8").strip() if group.is_file() else "max"
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+def deepspeed_estimate(situation: Situation) -> int | None:
+    """DeepSpeed's own figure for model states on one device, in bytes; it has none for stages 0 and 1.
+
+    It supposes 16-bit weights and Adam.
+    """
+    if situation.zero not in (2, 3):
+        return None
+    from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs as stage3
+    from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs as stage2
+
+    model, layout = situation.model, situation.layout
+    common = {
+        "num_gpus_per_node": layout.ranks_per_node,
+        "num_nodes": situation.nodes,
+        "cpu_offload": layout.optimizer_place != "device",
+    }
+    by_stage: dict[int, Callable[[], Any]] = {
+        2: lambda: stage2(model.parameters, **common),
+        3: lambda: stage3(
+            model.parameters, model.largest, cpu_offload_params=layout.parameter_place != "device", **common
+        ),
+    }
+    return int(by_stage[situation.zero]()[1])
+
+
+def model_states(plan: MemoryPlan) -> int:
+    """The parts that DeepSpeed's figure is about: weights, gradients and optimizer state on the device, in bytes."""
+    names = ("parameters", "gradients", "optimizer", "float32 gradients")
+    return sum(part.bytes for part in plan.parts if part.name in names and part.place == "device")
+
+
+# --- output -----------------------------------------------------------------------------------------------------------
+
+
+def _print(
+    console: Console, inputs: Inputs, situation: Situation, estimate: int | None, found: Sequence[Remedy]
+) -> None:
+    plan, layout, model = situation.plan, situation.layout, situation.model
+    unit, size = ("GiB", _GIB) if plan.peak >= 10 * _GIB else ("MiB", 1024**2)
+    table = Table(title=f"Memory of each rank, {unit}", title_justify="left")
+    for name in ("part", "where", *PHASES):
+        table.add_column(name, justify="left" if name in ("part", "where") else "right")
+    where = {"device": "GPU" if situation.gpu else "RAM", "host": "RAM", "disk": "NVMe"}
+    for part in plan.parts:
+        table.add_row(part.name, where[part.place], *(_cell(part, phase, size) for phase in PHASES))
+    table.add_section()
+    totals = (f"{plan.total(phase) / size:,.1f}" for phase in PHASES)
+    table.add_row("all on the device", where["device"], *totals, style="bold")
+    console.print(
+        f"{model.parameters / 1e6:,.1f} M parameters ({model.trainable / 1e6:,.1f} M trained), "
+        f"{type(inputs.strategy).__name__}{'' if situation.zero is None else f' stage {situation.zero}'}, "
+        f"{_count(layout.ranks, 'rank')} on {_count(situation.nodes, 'node')}, "
+        f"micro-batches of {situation.work.tokens} tokens, sequences of up to {situation.work.sequence_tokens}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(table)
+    if situation.gpu:
+        console.print(f"RAM of a node: {_gib(plan.host)}", highlight=False)
+    start = layout.ranks_per_node * inputs.start
+    console.print(f"At the start each rank loads the whole policy: {_gib(start)} of RAM a node", highlight=False)
+    if estimate is not None:
+        mine = model_states(plan_on_device(situation))
+        line = f"Model states alone: {_gib(mine)}; DeepSpeed's own estimate (16-bit weights, Adam): {_gib(estimate)}"
+        console.print(line, highlight=False, soft_wrap=True)
+    for note in inputs.notes:
+        console.print(f"Note: {note}", highlight=False, soft_wrap=True)
+    console.print(_verdict(situation), style="green" if situation.fits else "red", highlight=False, soft_wrap=True)
+    for remedy in found:
+        console.print(f"  would fit with {remedy.change} ({_gib(remedy.needed)})", highlight=False, soft_wrap=True)
+    if not situation.fits and not found:
+        console.print("  no change of strategy, nodes or micro-batch makes it fit: train adapters (model.policy.lora)")
+
+
+def plan_on_device(situation: Situation) -> MemoryPlan:
+    """The plan as if devices had memory of their own, which is what DeepSpeed's figure is about."""
+    return replace(situation, gpu=True).plan
+
+
+def _verdict(situation: Situation) -> str:
+    plan, layout = situation.plan, situation.layout
+    what = "each GPU" if situation.gpu else f"a node's RAM ({_count(layout.ranks_per_node, 'rank')})"
+    verdict = "fits" if situation.fits else "does not fit"
+    return (
+        f"{verdict}: {_gib(situation.needed)} of {_gib(situation.capacity)} of {what}, most of it in the "
+        f"{plan.peak_phase} phase"
+    )
+
+
+def _record(inputs: Inputs, situation: Situation, estimate: int | None, found: Sequence[Remedy]) -> dict[str, Any]:
+    plan = situation.plan
+    return {
+        "fits": situation.fits,
+        "needed": situation.needed,
+        "capacity": situation.capacity,
+        "peak_phase": plan.peak_phase,
+        "strategy": type(inputs.strategy).__name__,
+        "stage": situation.zero,
+        "ranks": situation.layout.ranks,
+        "nodes": situation.nodes,
+        "model": vars(situation.model),
+        "work": vars(situation.work),
+        "parts": [vars(part) for part in plan.parts],
+        "totals": {phase: plan.total(phase) for phase in PHASES},
+        "host_of_a_node": plan.host,
+        "start_of_a_node": situation.layout.ranks_per_node * inputs.start,
+        "deepspeed_model_states": estimate,
+        "notes": list(inputs.notes),
+        "remedies": [vars(remedy) for remedy in found],
+    }
+
+
+def _cell(part: Part, phase: Phase, size: int) -> str:
+    return f"{part.bytes / size:,.1f}" if phase in part.phases else ""
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _gib(amount: int) -> str:
+    return f"{amount / _GIB:.2f} GiB"

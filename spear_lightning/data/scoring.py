@@ -1,0 +1,208 @@
+"""From played episodes to scored ones: rewards, quality filters, group filter and advantages (algorithm.md §1.2–1.4).
+
+Groups may lie on different ranks; what depends on all of them (which groups are kept, batch whitening) is computed from
+a table that every rank gathers. The table holds a few numbers per turn, never tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from spear_lightning.algorithm.estimators import AdvantageEstimator, TurnTable
+from spear_lightning.algorithm.filters import ZERO_DEVIATION, QualityFilters, keep_groups
+from spear_lightning.algorithm.rewards import RewardComposer
+from spear_lightning.data.scored import ScoredEpisode
+from spear_lightning.distributed.collectives import concatenate, gather
+from spear_lightning.rollout.episode import Context, Episode
+
+
+@dataclass(frozen=True, slots=True)
+class GroupStatistics:
+    """Reward statistics of all groups of an iteration, over all ranks, in order of group; each ``(groups,)``.
+
+    Attributes:
+        means: mean of R over the episodes of the group, float64.
+        deviations: what its advantages are divided by, float64; ones where the estimator does not divide.
+        kept: whether it stays in the batch, bool.
+    """
+
+    means: np.ndarray
+    deviations: np.ndarray
+    kept: np.ndarray
+
+    @classmethod
+    def none(cls) -> GroupStatistics:
+        """Of an iteration without groups."""
+        return cls(np.zeros(0), np.zeros(0), np.zeros(0, bool))
+
+
+def score_episode(
+    episode: Episode, composer: RewardComposer, filters: QualityFilters, tool_reward_weight: float
+) -> ScoredEpisode:
+    """Compose the reward of one episode and apply the quality filters to it.
+
+    In ``conversation`` context a filter takes out the whole episode; in ``stepwise`` context only the turns it applies
+    to (each turn is a training row of its own).
+
+    Args:
+        episode: as played, not aborted.
+        composer: makes R of its parts.
+        filters: quality filters.
+        tool_reward_weight: μ(t).
+    """
+    parts = composer.compose(
+        success=episode.success,
+        score=episode.score,
+        tool_calls=episode.tool_calls,
+        invalid_turns=[not turn.valid for turn in episode.turns],
+        mu=tool_reward_weight,
+    )
+    flags = [
+        filters.hits(turn.response_ids, turn.text, turn.finish, turn.action is not None, turn.tool_call)
+        for turn in episode.turns
+    ]
+    if episode.reason == "overlong" and filters.overlong and flags:
+        flags[-1] = flags[-1] | {"overlong"}
+    found: frozenset[str] = frozenset().union(*flags) if flags else frozenset()
+    clean = np.array([not flag for flag in flags], dtype=bool)
+    if episode.context == "conversation":
+        clean[:] = not found
+    return ScoredEpisode(
+        episode=episode,
+        reward=parts.total,
+        parts={"outcome": parts.outcome, "tool": parts.tool, "format": parts.format},
+        penalties=parts.penalties,
+        step_rewards=parts.step_rewards,
+        filters=found,
+        keep=clean,
+        advantages=np.zeros(len(episode.turns)),
+    )
+
+
+def shares_filtered(scored: Sequence[ScoredEpisode]) -> dict[str, float]:
+    """Share of episodes that each quality filter has taken out of the loss, whole; the commonest filter first.
+
+    Args:
+        scored: of one iteration.
+    """
+    hits = Counter(name for item in scored if not item.keep.any() for name in item.filters)
+    return {name: count / len(scored) for name, count in hits.most_common()}
+
+
+def groups_with_signal(scored: Sequence[ScoredEpisode]) -> set[int]:
+    """Numbers of the groups, over all ranks, whose episodes did not all get the same R. Every rank must call it.
+
+    Args:
+        scored: this rank's episodes, in whole groups.
+    """
+    rewards: dict[int, list[float]] = {}
+    for item in scored:
+        rewards.setdefault(item.episode.group, []).append(item.reward)
+    return set(concatenate(group for group, values in rewards.items() if _deviation(values) > ZERO_DEVIATION))
+
+
+def estimate_advantages(
+    scored: Sequence[ScoredEpisode], estimator: AdvantageEstimator, filters: QualityFilters, batch: int | None = None
+) -> GroupStatistics:
+    """Fill in group statistics, dropped groups and advantages, in place.
+
+    Every rank must call it. Filtered episodes count in their group's baseline; a dropped group keeps its advantages
+    (for the logs) and loses its loss mask. Groups are ranked by the deviation, over episodes, of R less the episode's
+    mean penalty.
+
+    Args:
+        scored: this rank's episodes.
+        estimator: GRPO, GiGPO, …
+        filters: whose ``keep_share`` says how many groups stay.
+        batch: B, where others were sought in place of groups whose episodes all got the same R: such groups are then
+            dropped, and estimated apart from those that are learned from. ``None`` estimates all groups together.
+    """
+    parts = gather([_Scores.of(item) for item in scored])
+    everything = sorted((row for part in parts for row in part), key=lambda row: (row.group, row.index))
+    if not everything:
+        return GroupStatistics.none()
+    members: dict[int, list[_Scores]] = {}
+    for row in everything:
+        members.setdefault(row.group, []).append(row)
+    means = {group: float(np.mean([row.reward for row in rows])) for group, rows in members.items()}
+    stds = {group: _deviation([row.reward for row in rows]) for group, rows in members.items()}
+    learned = [group for group in members if batch is None or stds[group] > ZERO_DEVIATION]
+    worths = [_deviation([row.worth for row in members[group]]) for group in learned]
+    kept = keep_groups(worths, learned, filters.keep_share, batch)
+    of_episode: dict[tuple[int, int], np.ndarray] = {}
+    deviations: dict[int, float] = {}
+    for part in (learned, [group for group in members if group not in learned]):
+        if part:
+            rows = [row for group in part for row in members[group]]
+            table, lengths = _table(rows)
+            advantages = np.split(np.asarray(estimator(table), dtype=np.float64), np.cumsum(lengths)[:-1])
+            of_episode.update(zip(((row.group, row.index) for row in rows), advantages, strict=True))
+            deviations.update(zip(part, estimator.deviations(table), strict=True))
+    for item in scored:
+        group = item.episode.group
+        item.advantages = of_episode[group, item.episode.index][: len(item.episode.turns)]
+        item.group_mean, item.group_std = means[group], stds[group]
+        item.group_kept, item.in_batch = group in kept, group in learned
+        if not item.group_kept:
+            item.keep = np.zeros_like(item.keep)
+    return GroupStatistics(
+        means=np.array([means[group] for group in members]),
+        deviations=np.array([deviations[group] for group in members], dtype=np.float64),
+        kept=np.array([group in kept for group in members]),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """What all ranks must know of an episode: a few numbers a turn."""
+
+    group: int
+    index: int
+    context: Context
+    reward: float
+    worth: float
+    penalties: list[float]
+    step_rewards: list[float]
+    anchors: list[str]
+
+    @classmethod
+    def of(cls, item: ScoredEpisode) -> _Scores:
+        return cls(
+            group=item.episode.group,
+            index=item.episode.index,
+            context=item.episode.context,
+            reward=item.reward,
+            worth=item.worth(),
+            penalties=item.penalties.tolist() or [0.0],
+            step_rewards=item.step_rewards.tolist() or [item.parts["outcome"]],
+            anchors=[_digest(turn.anchor) for turn in item.episode.turns] or [""],
+        )
+
+
+def _table(everything: Sequence[_Scores]) -> tuple[TurnTable, list[int]]:
+    """The table of all turns, and how many rows of it each episode has: at least one, which counts in the baseline."""
+    lengths = [len(row.penalties) for row in everything]
+    table = TurnTable(
+        returns=np.repeat([row.reward for row in everything], lengths),
+        penalties=np.concatenate([row.penalties for row in everything]),
+        step_rewards=np.concatenate([row.step_rewards for row in everything]),
+        groups=np.repeat([row.group for row in everything], lengths),
+        episodes=np.repeat(np.arange(len(everything)), lengths),
+        anchors=[anchor for row in everything for anchor in row.anchors],
+        samples="turn" if everything[0].context == "stepwise" else "episode",
+    )
+    return table, lengths
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """Sample standard deviation; exactly 0 where all values are equal."""
+    return float(np.std(values, ddof=1)) if max(values) > min(values) else 0.0
+
+
+def _digest(anchor: str) -> str:
+    return hashlib.blake2b(anchor.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()

@@ -1,0 +1,1 @@
+"""Collectives, failures of ranks, DeepSpeed."""

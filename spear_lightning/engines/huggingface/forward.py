@@ -1,0 +1,139 @@
+"""Forward passes of a policy over the rows of a key-value cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spear_lightning.engines.batches import similar_lengths
+from spear_lightning.engines.huggingface.jobs import Job
+from spear_lightning.engines.huggingface.kv_cache import KeyValueRows
+from spear_lightning.engines.huggingface.llama import LlamaForward
+from spear_lightning.engines.huggingface.masks import AttentionMasks, masks_of
+from spear_lightning.policy.policy import Policy
+
+PREFILL_TOKENS = 16_384
+"""Tokens of a pass over prompts at most."""
+
+# On a CPU few enough for its caches to hold what lies between two operations.
+_PREFILL_TOKENS_ON = {"cpu": 2048}
+
+
+class CachedForward:
+    """The policy's model, fed with what is new in each row.
+
+    Args:
+        policy: to compute with; referred to. Small weights may be copied (:meth:`refresh`).
+
+    Raises:
+        ValueError: the model's architecture keeps no ordinary keys and values (recurrent models, ALiBi).
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self._masks: AttentionMasks = masks_of(policy)
+        self._weight = next(policy.parameters())
+        self._llama = LlamaForward(policy) if LlamaForward.fits(policy) else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._weight.device
+
+    def refresh(self) -> None:
+        """Take over the weights as they are now."""
+        if self._llama is not None:
+            self._llama.refresh()
+
+    def token_bytes(self) -> int:
+        """Bytes that the keys and values of a token take, found by feeding one."""
+        cache = KeyValueRows()
+        cache.reserve(1, 1)
+        zero = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        self.feed(cache, zero, zero[0], slice(0, 1), zero, zero, 1)
+        return cache.token_bytes
+
+    def prefill(self, cache: KeyValueRows, jobs: Sequence[Job]) -> Tensor:
+        """Feed what is new of the prompts, in groups of similar length; the logits after each, ``(jobs, vocabulary)``.
+
+        Args:
+            cache: with room for the prompts.
+            jobs: seated; ordered by row, so that neighbours are fed as a view.
+        """
+        device = self.device
+        new = [len(job.prompt) - job.known for job in jobs]
+        logits: Tensor | None = None
+        for group in similar_lengths(new, most_tokens=_PREFILL_TOKENS_ON.get(device.type, PREFILL_TOKENS)):
+            chosen = [jobs[number] for number in group]
+            tokens = max(new[number] for number in group)
+            ids = np.zeros((len(group), tokens), np.int64)
+            for line, (job, number) in enumerate(zip(chosen, group, strict=True)):
+                ids[line, : new[number]] = job.prompt[job.known :]
+            starts = torch.tensor([job.known for job in chosen], device=device)
+            lasts = torch.tensor([new[number] - 1 for number in group], device=device)
+            rows = [job.session.row for job in chosen]
+            place: slice | Tensor = torch.tensor(rows, device=device)
+            if rows == list(range(rows[0], rows[0] + len(rows))):
+                place = slice(rows[0], rows[0] + len(rows))
+            columns = starts[:, None] + torch.arange(tokens, device=device)
+            # What pads a row is written beyond its length, at most into the column behind all of them; its position
+            # must still be one the model knows.
+            longest = max(len(job.prompt) for job in chosen)
+            width = min(longest + 1, max(job.known for job in chosen) + tokens)
+            positions = torch.minimum(columns, (starts + lasts)[:, None])
+            columns = columns.clamp(max=longest)
+            part = self.feed(cache, torch.from_numpy(ids).to(device), lasts, place, columns, positions, width)
+            if logits is None:
+                logits = part.new_empty(len(jobs), part.shape[-1])
+            logits[group] = part
+        assert logits is not None
+        return logits
+
+    def decode(self, cache: KeyValueRows, jobs: Sequence[Job], first: int, tokens: Tensor) -> Tensor:
+        """Feed one token to each of the neighbouring rows from ``first`` on; the logits after it.
+
+        Rows that are done stay where they are: what is fed to them stands beyond what they keep.
+        """
+        lengths = [job.length - 1 for job in jobs]
+        columns = torch.tensor(lengths, device=tokens.device)[:, None]
+        lasts = torch.zeros(len(jobs), dtype=torch.long, device=tokens.device)
+        rows = slice(first, first + len(jobs))
+        return self.feed(cache, tokens[:, None], lasts, rows, columns, columns, max(lengths) + 1)
+
+    def feed(
+        self,
+        cache: KeyValueRows,
+        ids: Tensor,
+        lasts: Tensor,
+        rows: slice | Tensor,
+        columns: Tensor,
+        positions: Tensor,
+        width: int,
+    ) -> Tensor:
+        """Feed tokens to rows of the cache; the logits after each row's last token, ``(batch, vocabulary)``.
+
+        Args:
+            cache: with room for them.
+            ids: of the tokens, ``(batch, tokens)``.
+            lasts: index of each row's last token within ``ids``, ``(batch,)``.
+            rows: of the cache (:meth:`KeyValueRows.open`).
+            columns: that the tokens are written to, ``(batch, tokens)``.
+            positions: of the tokens, below ``width``, ``(batch, tokens)``.
+            width: number of columns to attend to.
+        """
+        cache.open(rows, columns, width)
+        mask = self._masks(columns, width, self._weight.dtype)
+        if self._llama is not None:
+            assert isinstance(mask, Tensor)
+            return self._llama(ids, lasts, positions, mask, cache)
+        return self.policy.next_token_logits(
+            ids,
+            lasts,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        )

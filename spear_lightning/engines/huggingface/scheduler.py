@@ -1,0 +1,188 @@
+"""Answering requests token by token: they join while others are being answered, and leave when they are done."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from spear_lightning.engines.huggingface.cache_rows import SessionRows
+from spear_lightning.engines.huggingface.forward import CachedForward
+from spear_lightning.engines.huggingface.jobs import Job
+from spear_lightning.engines.huggingface.kv_cache import KeyValueRows
+from spear_lightning.engines.huggingface.prefix_sharing import PrefillPlan, plan_prefill
+from spear_lightning.engines.huggingface.sampling import TokenSampler
+
+_JOIN_SHARE = 4  # a pass for those who join pays when there is one of them for so many that decode …
+_JOIN_STEPS = 8  # … or when they have waited for so many tokens
+
+
+class Generation:
+    """Requests that are being answered together.
+
+    Rows that decode are neighbours, so that their keys and values are a view; when half of them are done, or others
+    join, the rest moves together.
+
+    Args:
+        model: that computes.
+        rows: of its cache.
+        max_batch: most requests that decode together.
+        keep: keep the sessions of requests that are done.
+        share: compute once what prompts of requests that join together begin with.
+    """
+
+    def __init__(self, model: CachedForward, rows: SessionRows, max_batch: int, keep: bool, share: bool) -> None:
+        self._model, self._rows, self._max_batch, self._keep, self._share = model, rows, max_batch, keep, share
+        self._waiting: deque[Job] = deque()
+        self._waited = 0
+        self._active: list[Job] = []  # neighbours from row _first on; some may be done
+        self._first = 0
+        self._logits: Tensor | None = None
+        self._sampler: TokenSampler | None = None
+
+    @property
+    def unfinished(self) -> int:
+        """Number of requests that wait or are being answered."""
+        return len(self._waiting) + sum(not job.done for job in self._active)
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Let requests join as soon as there is room."""
+        self._waiting.extend(jobs)
+
+    def step(self) -> list[Job]:
+        """Draw one token for each request; those that are done with it. There must be unfinished ones."""
+        if self._waiting:
+            self._let_join()
+        assert self._logits is not None
+        assert self._sampler is not None
+        device = self._model.device
+        before = [job for job in self._active if not job.done]
+        steps = torch.tensor([len(job.tokens) for job in self._active], device=device)
+        draw = self._sampler.draw(self._logits, steps)
+        # One transfer; float64 holds token ids and float32 numbers exactly.
+        drawn = torch.stack([part.double() for part in draw]).tolist()
+        for job, token, logp, entropy in zip(self._active, *drawn, strict=True):
+            if not job.done:
+                job.take(int(token), logp, entropy)
+        finished = [job for job in before if job.done]
+        for job in finished:
+            self._leave(job)
+        going = len(before) - len(finished)
+        tokens = draw.tokens
+        if not going:
+            self._active, self._logits, self._sampler = [], None, None
+            return finished
+        if 2 * going <= len(self._active):
+            tokens = self._gather(draw.tokens)
+        columns = max(job.length for job in self._active)
+        if not self._rows.fits(columns):
+            tokens = self._gather(tokens)
+            columns = max(job.length for job in self._active)
+            # Some tokens ahead, so that it does not come to this at every one.
+            ahead = min(columns + 64, max(job.columns for job in self._active))
+            self._first = self._rows.evict(self._block(), ahead).start
+        self._rows.reserve(columns)
+        self._logits = self._model.decode(self._rows.cache, self._active, self._first, tokens)
+        return finished
+
+    def abandon(self) -> None:
+        """Answer nothing more."""
+        self._waiting.clear()
+        self._active, self._logits, self._sampler = [], None, None
+
+    # --- joining and leaving -------------------------------------------------------------------------------------
+
+    def _let_join(self) -> None:
+        going = sum(not job.done for job in self._active)
+        self._waited += 1
+        joining = self._next(going)
+        if not joining or (going and _JOIN_SHARE * len(joining) < going and self._waited < _JOIN_STEPS):
+            return
+        self._waited = 0
+        for _ in joining:
+            self._waiting.popleft()
+        if self._logits is not None:
+            self._logits = self._gather(self._logits)
+        self._rows.tick()
+        for job in (*self._active, *joining):
+            job.session = self._rows.session(job.request.session)
+        plan = plan_prefill(joining, self._share)
+        columns = max(len(job.prompt) + 1 for job in joining)
+        columns = max([columns, *(job.length for job in self._active)])
+        block = self._rows.seat([job.session for job in joining], self._block(), columns)
+        self._first = block.start
+        self._rows.reserve(columns)
+        joining.sort(key=lambda job: job.session.row)
+        logits = self._prefill(joining, plan)
+        sampler = TokenSampler([job.request for job in joining], [job.limit for job in joining], self._model.device)
+        if self._sampler is None or self._logits is None:
+            self._logits, self._sampler = logits, sampler
+        else:
+            self._logits = torch.cat([self._logits, logits])
+            self._sampler.join(sampler)
+        self._active += joining
+
+    def _prefill(self, joining: Sequence[Job], plan: PrefillPlan) -> Tensor:
+        """Compute the prompts of those who join; the logits after each."""
+        cache = self._rows.cache
+        computed = sorted(plan.first, key=lambda job: job.session.row)
+        logits = self._model.prefill(cache, computed)
+        if plan.heirs:
+            _copy(cache, plan.heirs, max(heir.known for heir, _ in plan.heirs))
+            heirs = sorted((heir for heir, _ in plan.heirs), key=lambda job: job.session.row)
+            logits = torch.cat([logits, self._model.prefill(cache, heirs)])
+            computed += heirs
+        _copy(cache, plan.copies, max((len(job.prompt) for job, _ in plan.copies), default=0))
+        lines = {id(job): line for line, job in enumerate(computed)}
+        lines |= {id(job): lines[id(source)] for job, source in plan.copies}
+        order = [lines[id(job)] for job in joining]
+        return logits if order == list(range(len(logits))) else logits[order]
+
+    def _next(self, going: int) -> list[Job]:
+        """Those who could join now: what is left of the batch, and of the cache if all grow to their limits."""
+        capacity = self._rows.cache.capacity
+        columns = max((job.columns for job in self._active if not job.done), default=0)
+        joining: list[Job] = []
+        for job in self._waiting:
+            columns = max(columns, job.columns)
+            count = going + len(joining) + 1
+            if count > self._max_batch or (capacity is not None and count * columns > capacity):
+                break
+            joining.append(job)
+        return joining
+
+    def _leave(self, job: Job) -> None:
+        if self._keep:
+            job.session.ids = job.kept
+        else:
+            self._rows.end(job.session.name)
+
+    def _block(self) -> range:
+        return range(self._first, self._first + len(self._active))
+
+    def _gather(self, lines: Tensor) -> Tensor:
+        """Bring the rows that still decode together at the first one; their lines of a tensor, in the new order."""
+        assert self._sampler is not None
+        jobs, order = self._active, list(range(len(self._active)))
+        going = sum(not job.done for job in jobs)
+        if going == len(jobs):
+            return lines
+        holes = [number for number in range(going) if jobs[number].done]
+        movers = [number for number in range(going, len(jobs)) if not jobs[number].done]
+        width = max(job.length for job in jobs)
+        first = self._first
+        self._rows.exchange([first + hole for hole in holes], [first + mover for mover in movers], width)
+        for hole, mover in zip(holes, movers, strict=True):
+            order[hole], order[mover] = mover, hole
+        kept = order[:going]
+        self._active = [jobs[number] for number in kept]
+        chosen = torch.tensor(kept, device=lines.device)
+        self._sampler.select(chosen)
+        return lines[chosen]
+
+
+def _copy(cache: KeyValueRows, pairs: Sequence[tuple[Job, Job]], width: int) -> None:
+    """Copy the first columns of the second one's row to the first one's, for each pair."""
+    cache.copy([job.session.row for _, job in pairs], [job.session.row for job, _ in pairs], width)

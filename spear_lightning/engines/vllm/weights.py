@@ -1,0 +1,63 @@
+"""The policy's weights as a checkpoint names them: what vLLM's models know how to load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.core_model_loading import revert_weight_conversion
+
+from spear_lightning.engines.vllm.buckets import Weight
+from spear_lightning.policy.policy import Policy
+
+
+class PolicyWeights:
+    """All weights of a policy as it is now, adapters added in; tied weights once.
+
+    Nothing is copied until a tensor is asked for, one at a time, except where Transformers keeps weights in another
+    form than checkpoints do (joined experts).
+
+    Args:
+        policy: whose weights are whole on this rank.
+        dtype: name of the type to send floating-point weights in; ``None`` leaves them.
+    """
+
+    def __init__(self, policy: Policy, dtype: str | None = None) -> None:
+        self._dtype: torch.dtype | None = None if dtype is None else getattr(torch, dtype)
+        self._adapted: dict[str, Any] = {}
+        own: dict[str, Tensor] = {}
+        model = policy.causal_lm
+        if policy.lora is not None:
+            self._adapted = {
+                f"{name}.weight": module
+                for name, module in model.named_modules()
+                if hasattr(module, "get_delta_weight")
+            }
+        for name, parameter in model.named_parameters():
+            if ".lora_" in name:
+                continue
+            own[name.replace(".base_layer.", ".")] = parameter.detach()
+        # Where Transformers stores weights as checkpoints do, this gives back what it gets.
+        self._tensors: dict[str, Tensor] = revert_weight_conversion(model, own)
+
+    @torch.no_grad()
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and tensors, on the policy's device."""
+        for name, tensor in self._tensors.items():
+            yield name, self._whole(name, tensor)
+
+    def describe(self) -> list[Weight]:
+        """What :meth:`__iter__` will give, in its order."""
+        found = []
+        for name, tensor in self._tensors.items():
+            dtype = str(self._dtype if self._dtype and tensor.is_floating_point() else tensor.dtype)
+            found.append(Weight(name, dtype.removeprefix("torch."), tuple(tensor.shape)))
+        return found
+
+    def _whole(self, name: str, tensor: Tensor) -> Tensor:
+        if name in self._adapted:
+            module = self._adapted[name]
+            tensor = tensor + sum(module.get_delta_weight(adapter) for adapter in module.active_adapters)
+        return tensor.to(self._dtype) if self._dtype and tensor.is_floating_point() else tensor

@@ -1,0 +1,1 @@
+"""Metrics, loggers, intervals and evaluation."""

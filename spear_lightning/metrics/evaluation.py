@@ -1,0 +1,169 @@
+"""What an evaluation says: success, score, effort, their intervals, and what several attempts at a task are worth.
+
+Episodes of one task are not independent of each other, so intervals resample tasks, not episodes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from spear_lightning.metrics.intervals import bootstrap, pass_at_k
+from spear_lightning.rollout.episode import Episode
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeRecord:
+    """What an evaluation keeps of an episode.
+
+    Attributes:
+        task: its id.
+        kind: its type, may be empty.
+        success: whether it was solved.
+        score: sum of the environment's rewards.
+        answer: what was answered, where the task asks for an answer; else empty.
+        turns: number of turns.
+        tokens: generated tokens.
+        tool_calls: turns that used a tool or acted on the environment.
+        invalid: turns whose response did not have the required form.
+    """
+
+    task: str
+    kind: str
+    success: bool
+    score: float
+    answer: str
+    turns: int
+    tokens: int
+    tool_calls: int
+    invalid: int
+
+    @classmethod
+    def of(cls, episode: Episode) -> EpisodeRecord:
+        """The record of an episode that was played to an end."""
+        return cls(
+            task=episode.task.id,
+            kind=episode.task.kind,
+            success=episode.success,
+            score=float(episode.score),
+            answer=episode.answer,
+            turns=len(episode.turns),
+            tokens=episode.generated_tokens,
+            tool_calls=episode.tool_calls,
+            invalid=episode.invalid,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over tasks and its bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSummary:
+    """What a set of episodes amounts to.
+
+    Attributes:
+        episodes: played to an end.
+        tasks: that they attempted.
+        success: share of episodes that succeeded, averaged by task; with ``k`` attempts each this is avg@k.
+        score: mean of the environments' own scores, averaged by task.
+        attempts: k, the attempts that every task has; more may have been made at some.
+        pass_at: probability that one of so many attempts succeeds, by their number (powers of two up to k).
+        majority: maj@k, the share of tasks whose most frequent answer is right, where tasks ask for an answer; equally
+            frequent answers count in equal parts.
+        turns: mean per episode.
+        tokens: generated, mean per episode.
+        tool_calls: mean per episode.
+        invalid: share of turns whose response did not have the required form.
+    """
+
+    episodes: int
+    tasks: int
+    success: Estimate
+    score: Estimate
+    attempts: int
+    pass_at: dict[int, Estimate]
+    majority: Estimate | None
+    turns: float
+    tokens: float
+    tool_calls: float
+    invalid: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain types, for JSON."""
+        return asdict(self)
+
+
+def summarize(records: Sequence[EpisodeRecord], confidence: float = 0.95) -> EvaluationSummary:
+    """Sum up episodes.
+
+    Args:
+        records: at least one, in any order.
+        confidence: two-sided coverage of the intervals, in (0, 1).
+
+    Raises:
+        ValueError: there are no records.
+    """
+    if not records:
+        raise ValueError("no episode was played to an end: there is nothing to sum up")
+    attempts: dict[str, list[EpisodeRecord]] = defaultdict(list)
+    for record in records:
+        attempts[record.task].append(record)
+    tasks = [attempts[name] for name in sorted(attempts)]  # an order of their own, whatever rank played them
+    k = min(len(task) for task in tasks)
+
+    def over_tasks(value: Callable[[list[EpisodeRecord]], float]) -> Estimate:
+        values = [value(task) for task in tasks]
+        return Estimate(math.fsum(values) / len(values), *bootstrap(values, confidence))
+
+    def mean(values: Iterable[float]) -> float:
+        return math.fsum(values) / len(records)
+
+    def successes(task: list[EpisodeRecord]) -> int:
+        return sum(record.success for record in task)
+
+    return EvaluationSummary(
+        episodes=len(records),
+        tasks=len(tasks),
+        success=over_tasks(lambda task: successes(task) / len(task)),
+        score=over_tasks(lambda task: math.fsum(record.score for record in task) / len(task)),
+        attempts=k,
+        pass_at={
+            number: over_tasks(lambda task, number=number: pass_at_k(len(task), successes(task), number))  # type: ignore[misc]
+            for number in (2**power for power in range(k.bit_length()))
+            if k > 1
+        },
+        majority=over_tasks(majority) if k > 1 and any(record.answer for record in records) else None,
+        turns=mean(record.turns for record in records),
+        tokens=mean(record.tokens for record in records),
+        tool_calls=mean(record.tool_calls for record in records),
+        invalid=sum(record.invalid for record in records) / max(1, sum(record.turns for record in records)),
+    )
+
+
+def majority(attempts: Sequence[EpisodeRecord]) -> float:
+    """Whether the most frequent answer to a task is right.
+
+    Args:
+        attempts: at one task.
+
+    Returns:
+        1 or 0; where several answers are equally frequent, the share of right ones among them. An attempt without an
+        answer does not vote.
+    """
+    votes = Counter(record.answer for record in attempts if record.answer)
+    most = max(votes.values(), default=0)
+    right = [
+        any(record.success for record in attempts if record.answer == answer)
+        for answer, count in votes.items()
+        if count == most
+    ]
+    return sum(right) / len(right) if right else 0.0

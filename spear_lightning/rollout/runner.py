@@ -1,0 +1,183 @@
+"""Rollouts with the policy of a trainer: with the weights that it will train, or ahead of it with those before."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.utilities import rank_zero_warn
+
+from spear_lightning.distributed.zero import ZeroStrategy
+from spear_lightning.engines.base import Sampling
+from spear_lightning.environments.base import Split
+from spear_lightning.policy.policy import Policy
+from spear_lightning.policy.snapshot import WeightSnapshot
+from spear_lightning.rollout.ahead import AheadPlayer, OnStep
+from spear_lightning.rollout.collector import Collector, EpisodeSpec, PlayedEpisodes
+from spear_lightning.rollout.episode import Episode
+from spear_lightning.training.hooks import rollout_listeners
+from spear_lightning.utils.randomness import stream_seed
+
+if TYPE_CHECKING:
+    from spear_lightning.training.module import SpearModule
+
+SpecsOf = Callable[[int], Sequence[EpisodeSpec]]
+"""The episodes that this rank plays in an iteration."""
+
+
+def check_whole_weights(strategy: Strategy) -> None:
+    """Refuse to play ahead where no rank has all weights.
+
+    Raises:
+        MisconfigurationException: the strategy partitions them; names the keys and the fix.
+    """
+    if isinstance(strategy, ZeroStrategy) and strategy.stage == 3:
+        raise MisconfigurationException(
+            "data.rollouts.max_staleness is 1, which plays with a copy of all weights while they are trained, and "
+            "stage 3 of ZeroStrategy is for weights that do not fit on one rank: set data.rollouts.max_staleness to 0, "
+            "or the strategy's stage to 0, 1 or 2"
+        )
+
+
+class RolloutPlayer:
+    """Plays what it is asked for, one rollout at a time: there is one engine and one set of environments.
+
+    Ahead of training, the weights that play an iteration are a function of its number alone: those after the iteration
+    before the last (the first two iterations are played with those of the start). Whoever is faster waits.
+
+    Args:
+        trainer: whose module plays, and whose listeners are told.
+        collector: that plays.
+        sampling: how tokens are drawn in a split.
+        seed: of the run.
+        max_turns: of an episode.
+        ahead: play the next iteration while one trains.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        collector: Collector,
+        sampling: Callable[[Split], Sampling],
+        seed: int,
+        max_turns: int,
+        ahead: bool,
+    ) -> None:
+        self._trainer, self._collector, self._sampling = trainer, collector, sampling
+        self._seed, self._max_turns = seed, max_turns
+        self._ahead = AheadPlayer()
+        self._snapshot = WeightSnapshot(self._module.policy) if ahead else None
+
+    def play(self, split: Split, specs: Sequence[EpisodeSpec], iteration: int) -> PlayedEpisodes:
+        """Play with the weights as they are now, once nothing else is played any more.
+
+        Args:
+            split: that the tasks are of.
+            specs: the episodes of this rank.
+            iteration: recorded in them, and part of the name of their random numbers.
+        """
+        self._ahead.wait()
+        module = self._module
+        on_step = self._start_telling(split, specs)
+        training = module.training
+        played = self._ready(split, specs, iteration, module.acting_policy)(on_step)
+        module.release_acting_policy()
+        module.train(training)
+        return played
+
+    def play_iteration(self, iteration: int, specs_of: SpecsOf) -> PlayedEpisodes:
+        """The training episodes of an iteration; ahead of training, those of the next one are begun.
+
+        Args:
+            iteration: from 0.
+            specs_of: the episodes of this rank in any iteration.
+        """
+        specs = specs_of(iteration)
+        if self._snapshot is None:
+            return self.play("train", specs, iteration)
+        if self._ahead.iteration != iteration:  # the first iteration of all, or a checkpoint of an on-policy run
+            self._begin(iteration, specs)
+        on_step = self._start_telling("train", specs)
+        played = self._ahead.take(on_step)
+        if list(map(_name, played.episodes)) != list(map(_name, specs)):
+            rank_zero_warn(
+                f"the checkpoint has episodes of iteration {iteration} of other tasks than data.environment and "
+                "data.rollouts say now: they are played anew"
+            )
+            self._begin(iteration, specs)
+            played = self._ahead.take(on_step)
+        last = self._trainer.max_epochs
+        if last in (None, -1) or iteration + 1 < last:
+            self._begin(iteration + 1, specs_of(iteration + 1))
+        return played
+
+    def keep(self, iteration: int, played: PlayedEpisodes) -> None:
+        """Keep the episodes of an iteration that a checkpoint has, until it comes."""
+        self._ahead.keep(iteration, played)
+
+    def kept(self) -> tuple[int, PlayedEpisodes] | None:
+        """The next iteration and its episodes, once they are all played; ``None`` where none are played ahead."""
+        return self._ahead.peek()
+
+    def cancel(self) -> None:
+        """Play no further, and forget what has been played ahead."""
+        self._ahead.cancel()
+
+    def close(self) -> None:
+        """Stop playing, stop the workers and free the engine."""
+        self.cancel()
+        self._collector.close()
+
+    def _begin(self, iteration: int, specs: Sequence[EpisodeSpec]) -> None:
+        """Play an iteration in the background, with a copy of the weights as they are now."""
+        assert self._snapshot is not None
+        play = self._ready("train", specs, iteration, self._snapshot.take)
+        self._ahead.start(iteration, play, self._module.device)
+
+    def _ready(
+        self, split: Split, specs: Sequence[EpisodeSpec], iteration: int, policy: Callable[[], Policy]
+    ) -> Callable[[OnStep], PlayedEpisodes]:
+        """Hand the weights to the engine now; what plays with them when it is called."""
+        collector, engine = self._collector, self._collector.engine
+        started = time.perf_counter()
+        engine.wake()
+        engine.sync(policy(), self._module.weight_version)
+        synced = time.perf_counter() - started
+
+        def play(on_step: OnStep) -> PlayedEpisodes:
+            played = collector.play(
+                specs,
+                self._sampling(split),
+                iteration=iteration,
+                seed=stream_seed(split, self._seed),
+                max_turns=self._max_turns,
+                on_step=on_step,
+            )
+            engine.sleep()
+            return replace(played, seconds={**played.seconds, "sync": synced})
+
+        return play
+
+    def _start_telling(self, split: Split, specs: Sequence[EpisodeSpec]) -> OnStep:
+        """Tell the listeners that a rollout starts; what tells them of its steps."""
+        listeners = list(rollout_listeners(self._trainer))
+        for listener in listeners:
+            listener.on_rollout_start(self._trainer, self._module, split, len(specs))
+
+        def on_step(finished: int, active: int) -> None:
+            for listener in listeners:
+                listener.on_rollout_step(self._trainer, self._module, finished, active)
+
+        return on_step
+
+    @property
+    def _module(self) -> SpearModule:
+        return self._trainer.lightning_module  # type: ignore[no-any-return]
+
+
+def _name(episode: Episode | EpisodeSpec) -> tuple[str, int, int]:
+    return episode.task.id, episode.group, episode.index

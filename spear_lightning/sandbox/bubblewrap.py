@@ -1,0 +1,232 @@
+"""Python with numpy and sympy in a bubblewrap sandbox that starts once and forks for each call."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import time
+from collections.abc import Sequence
+
+from spear_lightning.sandbox import jail
+from spear_lightning.sandbox.base import (
+    Execution,
+    Sandbox,
+    SandboxLimits,
+    Session,
+    decode,
+    join_error,
+)
+from spear_lightning.sandbox.inside.wire import MAX_CODE_BYTES, Action, Outcome, Reply, Request
+from spear_lightning.sandbox.selftest import verify
+from spear_lightning.sandbox.zygote_process import ZygoteLostError, ZygoteProcess
+
+_MIB = 1 << 20
+_PRELOAD = (
+    "numpy",
+    "sympy",
+    # What sympy imports only when it is first needed: 50 to 400 ms that each call would pay again.
+    "sympy.combinatorics",
+    "sympy.integrals.heurisch",
+    "sympy.integrals.manualintegrate",
+    "sympy.integrals.risch",
+    "sympy.physics.units",
+    "sympy.tensor.tensor",
+)
+_SESSION_CPU = 64  # a session's processes may use so many times the processor time of a call
+
+
+class BubblewrapSandbox(Sandbox):
+    """Each call in a fork of an interpreter that has its libraries loaded, under bubblewrap.
+
+    It needs the program ``bwrap`` and a kernel (5.8 or newer) that lets it make namespaces: as root, or as any user
+    where unprivileged user namespaces are allowed. ``docs/sandbox.md`` tells what is contained and by what.
+
+    Args:
+        limits: what one call may use.
+        packages: names of packages that exist inside besides the standard library.
+        preload: names of modules that are imported before the first call, so that importing them costs nothing.
+        self_test: whether opening it tries to escape first, and refuses to go on if that succeeds (0.8 s).
+        executable: path of ``bwrap``; ``None`` looks it up.
+
+    Random numbers of ``random`` and ``numpy.random`` begin with the same seed in every call, and sets have the same
+    order, so that an episode can be repeated.
+    """
+
+    def __init__(
+        self,
+        limits: SandboxLimits | None = None,
+        packages: Sequence[str] = ("numpy", "sympy", "mpmath"),
+        preload: Sequence[str] = _PRELOAD,
+        self_test: bool = True,
+        executable: str | None = None,
+    ) -> None:
+        super().__init__(limits)
+        self.packages = tuple(packages)
+        self.preload = tuple(preload)
+        self.self_test = self_test
+        self.executable = executable
+
+    def _reset(self) -> None:
+        super()._reset()
+        self._process: ZygoteProcess | None = None
+        self._sessions: set[int] = set()
+        self._serials = itertools.count(1)
+        self._verified = False
+
+    def open(self) -> None:
+        """Start the zygote, and the first time try to escape from it."""
+        with self._lock:
+            self._ready()
+            if self.self_test and not self._verified:
+                self._verified = True  # the test itself makes calls
+                try:
+                    verify(self, lambda code, wall: self.call(Action.RUN, code, wall=wall))
+                except BaseException:
+                    self._verified = False
+                    self.close()
+                    raise
+
+    def run(self, code: str) -> Execution:
+        """Run a snippet in a fork of its own."""
+        self.open()
+        return self.call(Action.RUN, code)
+
+    def session(self) -> Session:
+        """Begin a session: a fork that stays, and is stopped between its calls."""
+        self.open()
+        return BubblewrapSession(self, next(self._serials))
+
+    def close(self) -> None:
+        """Kill the zygote with everything inside."""
+        with self._lock:
+            process, self._process = self._process, None
+            self._sessions.clear()
+            if process is not None and process.owner == os.getpid():
+                process.close()
+
+    def call(self, action: Action, code: str, session: int = 0, wall: float | None = None) -> Execution:
+        """Send one snippet to the zygote; if that is lost over it, the next call starts another.
+
+        Args:
+            action: a call of its own or one in a session.
+            code: Python source.
+            session: number of the session.
+            wall: seconds by the clock; ``None`` takes the limit.
+
+        Raises:
+            SandboxError: no zygote can be started.
+        """
+        encoded = code.encode("utf-8", "surrogatepass")
+        if len(encoded) > MAX_CODE_BYTES:
+            return Execution("", f"the code is {len(encoded)} bytes long; at most {MAX_CODE_BYTES} are run")
+        with self._lock:
+            started = time.monotonic()
+            process = self._ready()
+            if session and session not in self._sessions:
+                self._sessions.add(session)
+                self._set_group_limits()
+            wall = self.limits.wall_seconds if wall is None else wall
+            try:
+                reply = process.ask(Request(action, session, wall, encoded), wall)
+            except ZygoteLostError as error:
+                self.close()
+                lost = "; the session's variables are lost" if session else ""
+                return Execution("", f"the sandbox was ended: {error}{lost}", seconds=time.monotonic() - started)
+            return self._execution(reply, wall, time.monotonic() - started, bool(session))
+
+    def end_session(self, session: int) -> None:
+        """Forget a session."""
+        with self._lock:
+            if session not in self._sessions:
+                return
+            self._sessions.discard(session)
+            if self._process is not None and self._process.owner == os.getpid():
+                with contextlib.suppress(ZygoteLostError):
+                    self._process.ask(Request(Action.END_SESSION, session), 1.0)
+                self._set_group_limits()
+
+    def has_session(self, session: int) -> bool:
+        """Whether a session has begun in the zygote that runs now."""
+        with self._lock:
+            return session in self._sessions and self._process is not None and self._process.alive()
+
+    @property
+    def controllers(self) -> tuple[str, ...]:
+        """What control groups limit here, of ``pids`` and ``memory``."""
+        with self._lock:
+            return self._ready().group.controllers
+
+    def _ready(self) -> ZygoteProcess:
+        process = self._process
+        if process is not None and process.owner != os.getpid():
+            process = None  # this process is a fork: the zygote and its pipes are the parent's
+        if process is None or not process.alive():
+            if process is not None:
+                process.close()
+            self._sessions.clear()
+            settings = {
+                "memory": self.limits.memory_mb * _MIB,
+                "cpu": self.limits.cpu,
+                "session_cpu": self.limits.cpu * _SESSION_CPU,
+                "processes": self.limits.processes,
+                "disk": self.limits.disk_mb * _MIB,
+                "output": self.limits.output_bytes,
+                "preload": self.preload,
+                "own_path": jail.OWN_PATH,
+                "privileged": jail.privileged(),
+                "first_user": jail.first_user(),
+            }
+            self._process = process = ZygoteProcess(jail.command(json.dumps(settings), self.packages, self.executable))
+            self._set_group_limits()
+        return process
+
+    def _set_group_limits(self) -> None:
+        if self._process is not None:
+            cells = 1 + len(self._sessions)
+            memory = self.limits.memory_mb + self.limits.disk_mb
+            self._process.limit(cells * self.limits.processes, cells * memory * _MIB)
+
+    def _execution(self, reply: Reply, wall: float, seconds: float, in_session: bool) -> Execution:
+        stdout, stderr = decode(reply.stdout), decode(reply.stderr)
+        reason = {
+            Outcome.EXITED: "" if stderr or not reply.value else f"exit code {reply.value}",
+            Outcome.SIGNALLED: f"killed by signal {reply.value}" + (" (out of memory?)" if reply.value == 9 else ""),
+            Outcome.WALL: f"killed after {wall:g} s",
+            Outcome.CPU: f"killed after {self.limits.cpu} s of processor time",
+            Outcome.OUTPUT: f"killed: more than {self.limits.output_bytes} bytes of output",
+        }.get(reply.outcome, "the sandbox could not start it")
+        failed = reply.outcome != Outcome.EXITED or reply.value != 0 or (in_session and not reply.alive)
+        if failed and in_session and not reply.alive:
+            reason = join_error(reason, "the session's variables are lost")
+        return Execution(stdout, join_error(stderr, reason) if failed else "", stderr, seconds)
+
+
+class BubblewrapSession(Session):
+    """A forked interpreter that waits, stopped, between the calls of one episode.
+
+    Args:
+        sandbox: whose zygote forks it.
+        number: unique in that sandbox.
+    """
+
+    def __init__(self, sandbox: BubblewrapSandbox, number: int) -> None:
+        self._sandbox = sandbox
+        self._number = number
+        self._started = False
+
+    def run(self, code: str) -> Execution:
+        """Run a snippet over the session's variables."""
+        known = self._sandbox.has_session(self._number)
+        result = self._sandbox.call(Action.RUN_IN_SESSION, code, self._number)
+        if self._started and not known:
+            lost = "the session had been ended by the failure of another call; its variables were lost"
+            result = Execution(result.stdout, join_error(result.error, lost), result.stderr, result.seconds)
+        self._started = True
+        return result
+
+    def close(self) -> None:
+        """Kill the session's processes."""
+        self._started = False
+        self._sandbox.end_session(self._number)

@@ -1,0 +1,180 @@
+"""Pydantic's Monty: an interpreter of a subset of Python, written in Rust, in processes of its own; no root needed."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from spear_lightning.sandbox.base import (
+    Execution,
+    Sandbox,
+    SandboxError,
+    SandboxLimits,
+    Session,
+    join_error,
+)
+from spear_lightning.sandbox.selftest import verify
+
+_MIB = 1 << 20
+_GRACE_SECONDS = 2.0
+_MAX_CODE_BYTES = 1 << 20  # its parser takes memory that its own limits do not count
+_SESSIONS = 64
+
+
+class MontySandbox(Sandbox):
+    """Calls in Monty, which knows no files, network, processes or clock but those its host gives it: none.
+
+    It needs ``pip install 'spear-lightning[math]'`` and nothing else. It has ``math``, ``re``, ``json`` and parts of
+    the language and of other modules, but no numpy and no sympy; what it lacks is an error that names it.
+
+    Args:
+        limits: what one call may use; ``processes`` and ``disk_mb`` mean nothing here, and processor time is not
+            limited apart from the time by the clock.
+        self_test: whether opening it tries to escape first, and refuses to go on if that succeeds (0.4 s).
+    """
+
+    def __init__(self, limits: SandboxLimits | None = None, self_test: bool = True) -> None:
+        super().__init__(limits)
+        self.self_test = self_test
+
+    def _reset(self) -> None:
+        super()._reset()
+        self._pool: Any = None
+        self._owner = 0
+        self._verified = False
+
+    def open(self) -> None:
+        """Start Monty's processes, and the first time try to escape from them."""
+        with self._lock:
+            if self._pool is not None and self._owner == os.getpid():
+                return
+            try:
+                from pydantic_monty import Monty
+            except ImportError as error:
+                raise SandboxError("pydantic-monty is not installed: pip install 'spear-lightning[math]'") from error
+            try:
+                pool = Monty(
+                    max_processes=_SESSIONS,
+                    checkout_timeout=self.limits.wall_seconds,
+                    request_timeout=self.limits.wall_seconds + _GRACE_SECONDS,
+                )
+                pool.__enter__()
+            except (OSError, RuntimeError) as error:
+                raise SandboxError(f"pydantic-monty does not start: {error}") from error
+            self._pool, self._owner = pool, os.getpid()
+            if self.self_test and not self._verified:
+                try:
+                    verify(self, lambda code, wall: self.call(code, wall))
+                except BaseException:
+                    self.close()
+                    raise
+                self._verified = True
+
+    def run(self, code: str) -> Execution:
+        """Run a snippet in a fresh interpreter."""
+        self.open()
+        return self.call(code, self.limits.wall_seconds)
+
+    def session(self) -> Session:
+        """Begin a session: an interpreter that is kept."""
+        self.open()
+        return MontySession(self)
+
+    def close(self) -> None:
+        """End Monty's processes."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+            if pool is not None and self._owner == os.getpid():
+                pool.__exit__(None, None, None)
+
+    def checkout(self, wall: float) -> Any:
+        """A context manager of one interpreter, which nobody else has while it is entered.
+
+        Args:
+            wall: seconds by the clock for each snippet.
+        """
+        limits: Any = {
+            "max_feed_duration_secs": wall,
+            "max_total_sleep_secs": wall,
+            "max_memory": self.limits.memory_mb * _MIB,
+        }
+        return self._pool.checkout(script_name="code.py", limits=limits)
+
+    def call(self, code: str, wall: float) -> Execution:
+        """One snippet in an interpreter that nobody used and nobody will use.
+
+        Args:
+            code: Python source.
+            wall: seconds by the clock.
+        """
+        with self.checkout(wall) as interpreter:
+            return feed(interpreter, code, self.limits.output_bytes)[0]
+
+
+class MontySession(Session):
+    """One interpreter for an episode.
+
+    Args:
+        sandbox: opened.
+    """
+
+    def __init__(self, sandbox: MontySandbox) -> None:
+        self._sandbox = sandbox
+        self._checkout: Any = None
+        self._interpreter: Any = None
+
+    def run(self, code: str) -> Execution:
+        """Run a snippet over the session's variables."""
+        if self._interpreter is None:
+            self._sandbox.open()
+            self._checkout = self._sandbox.checkout(self._sandbox.limits.wall_seconds)
+            self._interpreter = self._checkout.__enter__()
+        result, usable = feed(self._interpreter, code, self._sandbox.limits.output_bytes)
+        if usable:
+            return result
+        self.close()
+        lost = join_error(result.error, "the session's variables are lost")
+        return Execution(result.stdout, lost, result.stderr, result.seconds)
+
+    def close(self) -> None:
+        """Give the interpreter back, empty."""
+        checkout, self._checkout, self._interpreter = self._checkout, None, None
+        if checkout is not None:
+            checkout.__exit__(None, None, None)
+
+
+def feed(interpreter: Any, code: str, output_bytes: int) -> tuple[Execution, bool]:
+    """Run a snippet in an interpreter.
+
+    Args:
+        interpreter: of Monty.
+        code: Python source.
+        output_bytes: what may be printed.
+
+    Returns:
+        What it did, and whether the interpreter can be used again: not after a time limit, nor if it crashed.
+    """
+    from pydantic_monty import CollectStreams, MontyCrashedError, MontyError, MontyRuntimeError
+
+    started = time.monotonic()
+    size = len(code.encode("utf-8", "surrogatepass"))
+    if size > _MAX_CODE_BYTES:
+        return Execution("", f"the code is {size} bytes long; at most {_MAX_CODE_BYTES} are run"), True
+    output = CollectStreams(max_bytes=output_bytes)
+    error, usable = "", True
+    try:
+        interpreter.feed_run(code, print_callback=output)
+    except MontyCrashedError as crash:
+        error, usable = f"the interpreter was ended: {crash}", False
+    except MontyRuntimeError as raised:
+        error = raised.display()
+        # Monty does not promise anything about an interpreter that was stopped in the middle of something.
+        usable = not isinstance(raised.exception(), (TimeoutError, MemoryError))
+    except MontyError as raised:
+        error = f"{type(raised).__name__}: {raised}"
+    parts: dict[str, str] = {"stdout": "", "stderr": ""}
+    for stream, text in output.output:
+        parts[stream] += text
+    seconds = time.monotonic() - started
+    return Execution(parts["stdout"], error, parts["stderr"], seconds), usable

@@ -1,0 +1,165 @@
+"""The host's end of a zygote: starting it, asking it with a deadline of the host's own, ending it for certain."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import select
+import signal
+import subprocess
+import time
+import weakref
+
+from spear_lightning.sandbox.base import INSTALL_HINT, SandboxError
+from spear_lightning.sandbox.cgroups import ControlGroup
+from spear_lightning.sandbox.inside.wire import (
+    Outcome,
+    Reply,
+    Request,
+    pack_request,
+    unpack_reply,
+)
+
+_START_SECONDS = 60.0
+_GRACE_SECONDS = 3.0  # the zygote kills at the wall limit; if it does not answer so much later, the host kills both
+_MAX_REPLY = 64 << 20
+_OWN_PROCESSES = 3  # bwrap outside, bwrap inside, the zygote
+_OWN_MEMORY = 256 << 20
+_numbers = itertools.count()
+
+
+class ZygoteLostError(Exception):
+    """The zygote died or did not answer and was killed; the message says which."""
+
+
+class ZygoteProcess:
+    """One running zygote.
+
+    Args:
+        command: that starts it (see :func:`spear_lightning.sandbox.jail.command`).
+
+    Attributes:
+        owner: id of the process that started it and alone may use it.
+        group: the control group that it is in.
+
+    Raises:
+        SandboxError: it does not start; the message is its own.
+    """
+
+    def __init__(self, command: list[str]) -> None:
+        self.owner = os.getpid()
+        self.group = ControlGroup(f"{self.owner}-{next(_numbers)}")
+        # The pipes are non-blocking: nothing that happens inside can make this process wait for longer than it wants.
+        self._process = subprocess.Popen(
+            self.group.launcher(command),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,  # Ctrl-C is this process' to handle
+        )
+        self._finalizer = weakref.finalize(self, _end, self._process, self.group, self.owner)
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            assert pipe is not None
+            os.set_blocking(pipe.fileno(), False)
+        try:
+            ready = self._receive(bytearray(), time.monotonic() + _START_SECONDS)
+        except ZygoteLostError as error:
+            said = self._said()
+            self.close()
+            raise SandboxError(f"the sandbox does not start: {said or error}. {INSTALL_HINT}") from error
+        if ready.outcome != Outcome.READY:
+            self.close()
+            raise SandboxError("the sandbox does not start: it speaks another protocol")
+
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return self._process.poll() is None
+
+    def limit(self, processes: int, memory: int) -> None:
+        """Set what all calls together may use where control groups can be used: processes, and bytes of memory."""
+        self.group.limit(processes + _OWN_PROCESSES, memory + _OWN_MEMORY)
+
+    def ask(self, request: Request, wall: float) -> Reply:
+        """Send a request and wait for its reply.
+
+        Args:
+            request: what to do.
+            wall: seconds that the zygote itself allows; a little more is waited.
+
+        Raises:
+            ZygoteLostError: it died, or it did not answer. It is to be closed then.
+        """
+        deadline = time.monotonic() + wall + _GRACE_SECONDS
+        try:
+            self._send(pack_request(request), deadline)
+            return self._receive(bytearray(), deadline)
+        except ValueError as error:
+            raise ZygoteLostError(f"it answered nonsense ({error})") from error
+
+    def close(self) -> None:
+        """Kill it with all that runs inside, and wait for it."""
+        self._finalizer()
+
+    def _send(self, data: bytes, deadline: float) -> None:
+        assert self._process.stdin is not None
+        view = memoryview(data)
+        descriptor = self._process.stdin.fileno()
+        while view:
+            self._wait(descriptor, select.POLLOUT, deadline)
+            try:
+                view = view[os.write(descriptor, view) :]
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise ZygoteLostError(self._cause()) from error
+
+    def _receive(self, data: bytearray, deadline: float) -> Reply:
+        assert self._process.stdout is not None
+        descriptor = self._process.stdout.fileno()
+        while (reply := unpack_reply(data)) is None:
+            self._wait(descriptor, select.POLLIN, deadline)
+            try:
+                piece = os.read(descriptor, 1 << 20)
+            except BlockingIOError:
+                continue
+            data += piece
+            if not piece or len(data) > _MAX_REPLY:
+                raise ZygoteLostError(self._cause())
+        return reply
+
+    def _wait(self, descriptor: int, event: int, deadline: float) -> None:
+        poll = select.poll()
+        poll.register(descriptor, event)
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            raise ZygoteLostError("it did not answer in time")
+
+    def _cause(self) -> str:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = self._process.wait(1.0)
+            hint = " (out of memory?)" if code in (-signal.SIGKILL, 128 + signal.SIGKILL) else ""
+            return f"it died with status {code}{hint}"
+        return "it closed its pipe"
+
+    def _said(self) -> str:
+        """The last lines of its standard error, for people."""
+        assert self._process.stderr is not None
+        with contextlib.suppress(OSError):
+            text = (os.read(self._process.stderr.fileno(), 1 << 16) or b"").decode("utf-8", "replace")
+            return " ".join(text.strip().splitlines()[-3:])
+        return ""
+
+
+def _end(process: subprocess.Popen[bytes], group: ControlGroup, owner: int) -> None:
+    """Kill ``bwrap``; the kernel ends everything inside with it (``--die-with-parent``, and the pid namespace)."""
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
+    if owner != os.getpid():
+        return  # a fork of the owner: what runs is not ours to end
+    with contextlib.suppress(OSError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.wait()
+    group.remove()

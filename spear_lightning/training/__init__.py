@@ -1,0 +1,1 @@
+"""Module, data module and what belongs to an update."""

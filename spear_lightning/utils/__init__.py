@@ -1,0 +1,1 @@
+"""Atomic files, random streams, HTTP."""

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spear_lightning.agents.transcript import TranscriptAgent
+from spear_lightning.environments.alfworld.expert import SearchExpert
+from spear_lightning.environments.alfworld.generator import SceneSize
+from spear_lightning.environments.alfworld.suite import ALFWorld
+from spear_lightning.environments.base import Observation
+from spear_lightning.sft.demonstrations import Transcript, encode_transcript, play_demonstrations
+from spear_lightning.sft.tokenizer import build_tokenizer
+from tests.sft.conftest import STRAYING
+
+
+@pytest.fixture(scope="module")
+def agent(transcripts: list[Transcript]) -> TranscriptAgent:
+    agent = TranscriptAgent()
+    agent.bind(build_tokenizer(text for transcript in transcripts for text in transcript.texts()))
+    return agent
+
+
+def test_the_expert_wins_the_real_game(suite: ALFWorld) -> None:
+    played = play_demonstrations(suite, suite.tasks("train"), seed=0, max_steps=50, workers=0)
+    assert all(transcript.success for transcript in played)
+    assert sum(transcript.refused for transcript in played) == 0
+
+
+def test_the_expert_wins_although_it_strays(transcripts: list[Transcript]) -> None:
+    assert sum(transcript.success for transcript in transcripts) >= 11
+    motives = {step.motive for transcript in transcripts for step in transcript.steps}
+    assert motives == {"purpose", "stray", "fumble"}
+    fumbles = sum(step.motive == "fumble" for transcript in transcripts for step in transcript.steps)
+    refused = sum(transcript.refused for transcript in transcripts)
+    assert fumbles <= refused <= fumbles + 3  # beyond its fumbles, only putting a blunder back may be refused
+
+
+def test_the_expert_reads_nothing_but_text(suite: ALFWorld) -> None:
+    """Replaying the texts alone to a fresh expert gives the same actions."""
+    task = suite.tasks("train")[0]
+    played = play_demonstrations(suite, [task], seed=2, wandering=STRAYING, workers=0)[0]
+    again = play_demonstrations(suite, [task], seed=2, wandering=STRAYING, workers=1)[0]
+    assert again == played
+    from spear_lightning.utils.randomness import stream_seed
+
+    expert = SearchExpert(stream_seed("demonstration", 2, task.id, 0), STRAYING)
+    expert.reset(str(played.instruction), str(played.steps[0].observation))
+    assert [expert.act(step.observation) for step in played.steps] == [step.action for step in played.steps]
+
+
+def test_rows_equal_what_the_agent_would_have_played(transcripts: list[Transcript], agent: TranscriptAgent) -> None:
+    for transcript in transcripts:
+        opened = Observation(transcript.steps[0].observation, task=transcript.instruction)
+        player = agent.start(transcript.task, opened)
+        for number, step in enumerate(transcript.steps):
+            if number:
+                player.observe(Observation(step.observation))
+            player.prompt()
+            assert player.respond(agent.response_ids(step.action)).action == step.action
+        row = encode_transcript(transcript, agent, learn_straying=True)
+        assert row.ids.tolist() == player.prompt().ids.tolist()
+
+
+def test_only_actions_are_learned(transcripts: list[Transcript], agent: TranscriptAgent) -> None:
+    transcript = next(t for t in transcripts if {s.motive for s in t.steps} == {"purpose", "stray", "fumble"})
+    purpose = encode_transcript(transcript, agent, learn_straying=False)
+    strayed = encode_transcript(transcript, agent, learn_straying=True)
+    np.testing.assert_array_equal(purpose.ids, strayed.ids)
+
+    def learned(row_mask: np.ndarray) -> list[str]:
+        text = agent.decode(purpose.ids[row_mask])
+        return [part.strip().removesuffix("</action>").strip() for part in text.split("<action>")[1:]]
+
+    assert learned(purpose.mask) == [s.action for s in transcript.steps if s.motive == "purpose"]
+    assert learned(strayed.mask) == [s.action for s in transcript.steps if s.motive != "fumble"]
+
+
+def test_engine_texts_survive_the_tokenizer(transcripts: list[Transcript], agent: TranscriptAgent) -> None:
+    for transcript in transcripts:
+        for text in transcript.texts():
+            ids = agent.encode(text)
+            assert agent.decode(ids) == text.lower().removesuffix(" ")
+            assert len(ids) <= len(text.split()) * 2
+
+
+def test_repetitions_differ_and_workers_do_not_matter(suite: ALFWorld) -> None:
+    tasks = suite.tasks("train")[:3]
+    alone = play_demonstrations(suite, tasks, seed=1, wandering=STRAYING, repetitions=2, workers=0)
+    shared = play_demonstrations(suite, tasks, seed=1, wandering=STRAYING, repetitions=2, workers=2)
+    assert alone == shared
+    assert [t.task for t in alone] == [task for task in tasks for _ in range(2)]
+    assert alone[0] != replace(alone[1])
+
+
+@pytest.mark.slow
+def test_the_expert_wins_nine_of_ten_games_of_every_size(tmp_path: Path) -> None:
+    for scene in (SceneSize((5, 9), (2, 5)), SceneSize((10, 16), (4, 10))):
+        games = ALFWorld(cache_dir=str(tmp_path), train=24, validation=1, test=1, train_seed=90, scene=scene)
+        games.prepare()
+        played = play_demonstrations(games, games.tasks("train"), seed=0, max_steps=50, workers=0)
+        assert sum(transcript.success for transcript in played) >= 0.9 * len(played)
