@@ -28,10 +28,11 @@ from comparison.provenance import provenance
 from measuring.training import TOKENIZER, Case, make_optimizer, run
 
 from spear_lightning.planning.costs import checkpoint_bytes, replica_messages, update_flops, update_messages
-from spear_lightning.planning.inputs import linear_weights, numbers_of, shape_of
+from spear_lightning.planning.inputs import numbers_of
 from spear_lightning.planning.layouts import layout_of
 from spear_lightning.planning.memory import cache_bytes, cache_columns, plan_memory
 from spear_lightning.planning.shape import Workload
+from spear_lightning.policy.flops import linear_weights, shape_of
 from spear_lightning.policy.loading import fresh_model, load_tokenizer
 from spear_lightning.policy.lora import LoRA, with_adapters
 from spear_lightning.utils.atomic import write_atomically

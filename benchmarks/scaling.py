@@ -20,9 +20,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from spear_lightning.planning.costs import checkpoint_bytes, replica_messages, update_flops, update_messages
-from spear_lightning.planning.inputs import linear_weights, shape_of
 from spear_lightning.planning.memory import MemoryPlan, plan_memory, replay_bytes
-from spear_lightning.planning.shape import Layout, ModelShape, Numbers, Workload
+from spear_lightning.planning.shape import Layout, Numbers, Workload
+from spear_lightning.policy.flops import ModelShape, linear_weights, shape_of
 from spear_lightning.utils.atomic import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]

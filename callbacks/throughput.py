@@ -16,9 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from spear_lightning.callbacks.logs import log_iteration
 from spear_lightning.data.scored import Rollout
 from spear_lightning.distributed.collectives import gather
-from spear_lightning.planning.costs import model_flops
-from spear_lightning.planning.inputs import linear_weights, shape_of
-from spear_lightning.planning.shape import ModelShape
+from spear_lightning.policy.flops import ModelShape, linear_weights, model_flops, shape_of
 from spear_lightning.policy.policy import Policy
 from spear_lightning.training.hooks import MicroBatchOutput, RolloutHooks, UpdateHooks
 

@@ -17,8 +17,7 @@ import torch
 from measuring.episodes import play
 from measuring.interleaved import Costs, interleaved, ratio, spread
 from measuring.our_update import MODEL, OurUpdate
-from spear_lightning.planning.costs import model_flops
-from spear_lightning.planning.inputs import linear_weights, shape_of
+from spear_lightning.policy.flops import linear_weights, model_flops, shape_of
 from spear_lightning.policy.packing import LAYOUTS
 
 MODELS: dict[str, dict[str, Any]] = {

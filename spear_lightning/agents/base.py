@@ -13,14 +13,16 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from spear_lightning.environments.base import Observation, Task
-from spear_lightning.rollout.episode import Context
+
+Context = Literal["conversation", "stepwise"]
+"""What a prompt holds: all of the episode so far (one training sample an episode), or a window of it (one a turn)."""
 
 Ids = npt.NDArray[np.int32]
 

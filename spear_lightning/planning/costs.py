@@ -6,7 +6,8 @@ Measured against counters by ``benchmarks/memory.py``; the notation is that of :
 from __future__ import annotations
 
 from spear_lightning.planning.memory import REPLAY_TOKEN
-from spear_lightning.planning.shape import Layout, ModelShape, Numbers
+from spear_lightning.planning.shape import Layout, Numbers
+from spear_lightning.policy.flops import ModelShape
 
 
 def update_flops(model: ModelShape, matrices: int, tokens: int, length: int, checkpointing: bool) -> float:
@@ -29,25 +30,6 @@ def update_flops(model: ModelShape, matrices: int, tokens: int, length: int, che
     layers = (3 if checkpointing else 2) * (2 * matrices + attention) + 2 * trained + attention
     head = (4 if model.head_trained else 3) * 2 * model.vocabulary * model.hidden
     return float(tokens) * (layers + head)
-
-
-def model_flops(model: ModelShape, matrices: int, tokens: float, squares: float, predicted: float) -> float:
-    """Operations that an update's forward and backward pass need, whatever is computed beside them.
-
-    As :func:`update_flops`, but no layer twice, no padding, no token that a causal mask hides, and no logits of tokens
-    that carry no loss: 6 for each weight and token, and in each layer ``12 q`` for each pair of tokens of which the
-    later one sees the other (half of a sequence's length squared).
-
-    Args:
-        model: its shape.
-        matrices: weights of the linear layers, without the output head's.
-        tokens: of all sequences.
-        squares: sum of the squared lengths of the sequences.
-        predicted: tokens that carry a loss.
-    """
-    trained = matrices if model.head_trained else model.trainable
-    head = (6 if model.head_trained else 4) * model.vocabulary * model.hidden
-    return tokens * (4 * matrices + 2 * trained) + 6 * model.layers * model.queries * squares + predicted * head
 
 
 def generation_flops(model: ModelShape, matrices: int, tokens: int, length: int) -> float:

@@ -22,7 +22,8 @@ from spear_lightning.distributed.strategies import ZeroStrategy
 from spear_lightning.engines.base import RolloutEngine
 from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
 from spear_lightning.planning.layouts import layout_of, made, make_strategy, ranks_of_a_node
-from spear_lightning.planning.shape import Layout, ModelShape, Numbers, Workload
+from spear_lightning.planning.shape import Layout, Numbers, Workload
+from spear_lightning.policy.flops import ModelShape, shape_of
 from spear_lightning.policy.loading import empty_model, fresh_model, load_tokenizer
 from spear_lightning.policy.lora import LoRA, with_adapters
 from spear_lightning.policy.policy import DTYPES
@@ -119,34 +120,6 @@ def meta_model(policy: Namespace) -> nn.Module:
     lora: LoRA = made("policy.lora", LoRA, policy.lora)
     with torch.device("meta"):
         return with_adapters(causal, lora, 0)
-
-
-def shape_of(model: nn.Module) -> ModelShape:
-    """The shape of a Hugging Face causal language model, with or without adapters around it."""
-    causal = model if isinstance(model, PreTrainedModel) else model.get_base_model()  # type: ignore[operator]
-    settings = causal.config.get_text_config()
-    heads = settings.num_attention_heads
-    size = getattr(settings, "head_dim", None) or settings.hidden_size // heads
-    return ModelShape(
-        parameters=sum(p.numel() for p in model.parameters()),
-        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        largest=max(sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules()),
-        layers=settings.num_hidden_layers,
-        hidden=settings.hidden_size,
-        intermediate=getattr(settings, "intermediate_size", None) or 4 * settings.hidden_size,
-        queries=heads * size,
-        keys=(getattr(settings, "num_key_value_heads", None) or heads) * size,
-        heads=heads,
-        vocabulary=settings.vocab_size,
-    )
-
-
-def linear_weights(model: nn.Module) -> int:
-    """Weights of all linear layers but the output head."""
-    causal = model if isinstance(model, PreTrainedModel) else model.get_base_model()  # type: ignore[operator]
-    head = causal.get_output_embeddings()
-    layers = (module for module in model.modules() if isinstance(module, nn.Linear) and module is not head)
-    return sum(layer.weight.numel() for layer in layers)
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from spear_lightning.engines.huggingface.forward import PREFILL_TOKENS
-from spear_lightning.planning.shape import Layout, ModelShape, Numbers, Place, Workload
+from spear_lightning.planning.shape import Layout, Numbers, Place, Workload
+from spear_lightning.policy.flops import ModelShape
 
 Phase = Literal["generation", "backward", "step"]
 

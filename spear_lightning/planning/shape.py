@@ -1,4 +1,4 @@
-"""The numbers of a run that its memory and cost depend on: model, precision, strategy, workload."""
+"""The numbers of a run that its memory and cost depend on, beside the model's: precision, strategy, workload."""
 
 from __future__ import annotations
 
@@ -6,40 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 Place = Literal["device", "host", "disk"]
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """The numbers of a decoder-only language model that memory and cost depend on.
-
-    Attributes:
-        parameters: Ψ, tied ones once, adapters included.
-        trainable: Ψₜ, those that get a gradient.
-        largest: parameters of the largest single module (an embedding, as a rule).
-        layers: L.
-        hidden: h, width of the residual stream.
-        intermediate: f, width of the MLP.
-        queries: q, query heads times their size.
-        keys: k, key-value heads times their size.
-        heads: query heads.
-        vocabulary: V.
-    """
-
-    parameters: int
-    trainable: int
-    largest: int
-    layers: int
-    hidden: int
-    intermediate: int
-    queries: int
-    keys: int
-    heads: int
-    vocabulary: int
-
-    @property
-    def head_trained(self) -> bool:
-        """Whether the output head gets a gradient (with adapters it does not)."""
-        return self.trainable == self.parameters
 
 
 @dataclass(frozen=True)

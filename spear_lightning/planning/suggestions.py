@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from spear_lightning.planning.memory import MemoryPlan, plan_memory
-from spear_lightning.planning.shape import Layout, ModelShape, Numbers, Workload
+from spear_lightning.planning.shape import Layout, Numbers, Workload
+from spear_lightning.policy.flops import ModelShape
 
 _MOST_NODES = 64
 

@@ -9,9 +9,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from spear_lightning.agents.base import Context
 from spear_lightning.environments.base import Task
-
-Context = Literal["conversation", "stepwise"]
 
 
 @dataclass(slots=True)

@@ -1,12 +1,13 @@
-"""Rollouts with the policy of a trainer: with the weights that it will train, or ahead of it with those before."""
+"""Rollouts with the policy that is trained: with the weights that it will train, or ahead of it with those before."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Protocol
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_warn
@@ -19,14 +20,40 @@ from spear_lightning.policy.snapshot import WeightSnapshot
 from spear_lightning.rollout.ahead import AheadPlayer, OnStep
 from spear_lightning.rollout.collector import Collector, EpisodeSpec, PlayedEpisodes
 from spear_lightning.rollout.episode import Episode
-from spear_lightning.training.hooks import rollout_listeners
 from spear_lightning.utils.randomness import stream_seed
-
-if TYPE_CHECKING:
-    from spear_lightning.training.module import SpearModule
 
 SpecsOf = Callable[[int], Sequence[EpisodeSpec]]
 """The episodes that this rank plays in an iteration."""
+
+Tell = Callable[[Split, int], OnStep]
+"""Tells whom it concerns that a rollout of so many episodes starts; returns what tells them of its steps."""
+
+
+class PolicyOwner(Protocol):
+    """Trains a policy and lends it for rollouts.
+
+    Attributes:
+        policy: that is trained.
+        weight_version: optimizer steps taken.
+        training: whether it is in training mode.
+    """
+
+    policy: Policy
+    weight_version: int
+    training: bool
+
+    @property
+    def device(self) -> torch.device:
+        """That the policy is on."""
+
+    def acting_policy(self) -> Policy:
+        """The policy to play with, with all its weights."""
+
+    def release_acting_policy(self) -> None:
+        """Nothing is generated any more in this phase."""
+
+    def train(self, mode: bool = True) -> object:
+        """Set training or evaluation mode."""
 
 
 def check_whole_weights(strategy: Strategy) -> None:
@@ -50,27 +77,32 @@ class RolloutPlayer:
     before the last (the first two iterations are played with those of the start). Whoever is faster waits.
 
     Args:
-        trainer: whose module plays, and whose listeners are told.
+        owner: whose policy plays.
         collector: that plays.
         sampling: how tokens are drawn in a split.
         seed: of the run.
         max_turns: of an episode.
+        tell: of rollouts and their steps.
+        iterations: of the run; ``None`` or -1 where it has no end.
         ahead: play the next iteration while one trains.
     """
 
     def __init__(
         self,
-        trainer: Any,
+        owner: PolicyOwner,
         collector: Collector,
         sampling: Callable[[Split], Sampling],
         seed: int,
         max_turns: int,
-        ahead: bool,
+        tell: Tell,
+        iterations: int | None = None,
+        ahead: bool = False,
     ) -> None:
-        self._trainer, self._collector, self._sampling = trainer, collector, sampling
+        self._owner, self._collector, self._sampling = owner, collector, sampling
         self._seed, self._max_turns = seed, max_turns
+        self._tell, self._iterations = tell, iterations
         self._ahead = AheadPlayer()
-        self._snapshot = WeightSnapshot(self._module.policy) if ahead else None
+        self._snapshot = WeightSnapshot(owner.policy) if ahead else None
 
     def play(self, split: Split, specs: Sequence[EpisodeSpec], iteration: int) -> PlayedEpisodes:
         """Play with the weights as they are now, once nothing else is played any more.
@@ -81,12 +113,12 @@ class RolloutPlayer:
             iteration: recorded in them, and part of the name of their random numbers.
         """
         self._ahead.wait()
-        module = self._module
-        on_step = self._start_telling(split, specs)
-        training = module.training
-        played = self._ready(split, specs, iteration, module.acting_policy)(on_step)
-        module.release_acting_policy()
-        module.train(training)
+        owner = self._owner
+        on_step = self._tell(split, len(specs))
+        training = owner.training
+        played = self._ready(split, specs, iteration, owner.acting_policy)(on_step)
+        owner.release_acting_policy()
+        owner.train(training)
         return played
 
     def play_iteration(self, iteration: int, specs_of: SpecsOf) -> PlayedEpisodes:
@@ -101,7 +133,7 @@ class RolloutPlayer:
             return self.play("train", specs, iteration)
         if self._ahead.iteration != iteration:  # the first iteration of all, or a checkpoint of an on-policy run
             self._begin(iteration, specs)
-        on_step = self._start_telling("train", specs)
+        on_step = self._tell("train", len(specs))
         played = self._ahead.take(on_step)
         if list(map(_name, played.episodes)) != list(map(_name, specs)):
             rank_zero_warn(
@@ -110,8 +142,7 @@ class RolloutPlayer:
             )
             self._begin(iteration, specs)
             played = self._ahead.take(on_step)
-        last = self._trainer.max_epochs
-        if last in (None, -1) or iteration + 1 < last:
+        if self._iterations in (None, -1) or iteration + 1 < self._iterations:
             self._begin(iteration + 1, specs_of(iteration + 1))
         return played
 
@@ -136,7 +167,7 @@ class RolloutPlayer:
         """Play an iteration in the background, with a copy of the weights as they are now."""
         assert self._snapshot is not None
         play = self._ready("train", specs, iteration, self._snapshot.take)
-        self._ahead.start(iteration, play, self._module.device)
+        self._ahead.start(iteration, play, self._owner.device)
 
     def _ready(
         self, split: Split, specs: Sequence[EpisodeSpec], iteration: int, policy: Callable[[], Policy]
@@ -145,7 +176,7 @@ class RolloutPlayer:
         collector, engine = self._collector, self._collector.engine
         started = time.perf_counter()
         engine.wake()
-        engine.sync(policy(), self._module.weight_version)
+        engine.sync(policy(), self._owner.weight_version)
         synced = time.perf_counter() - started
 
         def play(on_step: OnStep) -> PlayedEpisodes:
@@ -161,22 +192,6 @@ class RolloutPlayer:
             return replace(played, seconds={**played.seconds, "sync": synced})
 
         return play
-
-    def _start_telling(self, split: Split, specs: Sequence[EpisodeSpec]) -> OnStep:
-        """Tell the listeners that a rollout starts; what tells them of its steps."""
-        listeners = list(rollout_listeners(self._trainer))
-        for listener in listeners:
-            listener.on_rollout_start(self._trainer, self._module, split, len(specs))
-
-        def on_step(finished: int, active: int) -> None:
-            for listener in listeners:
-                listener.on_rollout_step(self._trainer, self._module, finished, active)
-
-        return on_step
-
-    @property
-    def _module(self) -> SpearModule:
-        return self._trainer.lightning_module  # type: ignore[no-any-return]
 
 
 def _name(episode: Episode | EpisodeSpec) -> tuple[str, int, int]:

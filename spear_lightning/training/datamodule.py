@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule
@@ -43,11 +43,7 @@ from spear_lightning.rollout.settings import Evaluation, TrainingRollouts
 from spear_lightning.rollout.specs import check_enough_tasks, evaluation_specs, training_specs
 from spear_lightning.training.checks import check_advantage, check_replay
 from spear_lightning.training.filter_warning import FilterWarning
-from spear_lightning.training.hooks import RankState, rollout_listeners
-
-if TYPE_CHECKING:
-    from spear_lightning.training.module import SpearModule
-
+from spear_lightning.training.hooks import Learner, RankState, rollout_listeners, tell_of_rollout
 
 _APART = "in the files of the ranks"
 """In a checkpoint, instead of what the ranks hold: each has a file beside it."""
@@ -189,7 +185,16 @@ class RolloutDataModule(LightningDataModule, RankState):
         limits = (self.max_active, self.max_episode_tokens)
         collector = Collector(pool, self.agent, self.engine, *limits, self.schedule)
         ahead = stage == "fit" and self.rollouts.max_staleness > 0
-        self._player = RolloutPlayer(self._trainer, collector, self._sampling, self.seed, self.max_turns, ahead)
+        self._player = RolloutPlayer(
+            self._module,
+            collector,
+            self._sampling,
+            self.seed,
+            self.max_turns,
+            partial(tell_of_rollout, self._trainer),
+            self._trainer.max_epochs,
+            ahead,
+        )
 
     def teardown(self, stage: str) -> None:
         """Stop the workers and free the engine."""
@@ -308,7 +313,7 @@ class RolloutDataModule(LightningDataModule, RankState):
 
     def _tell(self, rollout: Rollout) -> None:
         for listener in rollout_listeners(self._trainer):
-            listener.on_rollout_end(self._trainer, self._module, rollout)
+            listener.on_rollout_end(self._trainer, self._trainer.lightning_module, rollout)
 
     def _scored(self, split: Split, iteration: int, played: PlayedEpisodes) -> Rollout:
         """Score what was played."""
@@ -392,5 +397,5 @@ class RolloutDataModule(LightningDataModule, RankState):
         return self.trainer
 
     @property
-    def _module(self) -> SpearModule:
+    def _module(self) -> Learner:
         return self._trainer.lightning_module  # type: ignore[no-any-return]

@@ -10,19 +10,23 @@ A callback opts in by inheriting::
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+
+from spear_lightning.algorithm.losses import PolicyLoss
+from spear_lightning.rollout.runner import PolicyOwner
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
     from spear_lightning.data.scored import Rollout
     from spear_lightning.environments.base import Split
+    from spear_lightning.rollout.episode import Row
 
 
 class RolloutHooks:
@@ -48,6 +52,25 @@ def rollout_listeners(trainer: pl.Trainer) -> Iterator[RolloutHooks]:
     for target in (trainer.lightning_module, *trainer.callbacks):  # type: ignore[attr-defined]
         if isinstance(target, RolloutHooks):
             yield target
+
+
+def tell_of_rollout(trainer: pl.Trainer, split: Split, episodes: int) -> Callable[[int, int], None]:
+    """Tell the listeners that a rollout starts; returns what tells them of its steps.
+
+    Args:
+        trainer: whose listeners.
+        split: that the tasks are of.
+        episodes: that this rank will play.
+    """
+    module, listeners = trainer.lightning_module, list(rollout_listeners(trainer))
+    for listener in listeners:
+        listener.on_rollout_start(trainer, module, split, episodes)
+
+    def on_step(finished: int, active: int) -> None:
+        for listener in listeners:
+            listener.on_rollout_step(trainer, module, finished, active)
+
+    return on_step
 
 
 def update_listeners(trainer: pl.Trainer) -> Iterator[UpdateHooks]:
@@ -101,3 +124,41 @@ class RankState(ABC):
     @abstractmethod
     def rank_state_apart(self) -> AbstractContextManager[None]:
         """Within it ``state_dict`` leaves out what :meth:`save_rank_state` has written."""
+
+
+class Learner(PolicyOwner, Protocol):
+    """What data module and watchers know of the module that trains.
+
+    Attributes:
+        trainer: that it belongs to.
+        loss: of fresh samples.
+        replay_loss: of replayed ones.
+        imitation_weight: γ(t).
+    """
+
+    trainer: Any
+    loss: PolicyLoss
+    replay_loss: PolicyLoss
+    imitation_weight: float
+
+    def correct(self, rows: Mapping[str, Row], pad_id: int, max_tokens: int, temperature: float) -> dict[str, Row]:
+        """Rows with the old log-probabilities that the update is to compare with."""
+
+    def record_counts(self, values: dict[str, float]) -> None:
+        """Log numbers that hold for the whole run."""
+
+
+class Experience(Protocol):
+    """What the module knows of the data module.
+
+    Attributes:
+        seed: of the run.
+        tool_reward_weight: μ(t).
+    """
+
+    seed: int
+    tool_reward_weight: float
+
+    @property
+    def max_response_length(self) -> int:
+        """Most tokens that one training sample can carry a loss on."""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-if TYPE_CHECKING:
-    from spear_lightning.training.module import SpearModule
+from spear_lightning.training.hooks import Learner
 
 _PATIENCE = 20
 """Iterations after which a user should know."""
@@ -20,7 +18,7 @@ class IdleWatch:
     def __init__(self) -> None:
         self._idle: dict[str, int] = {}
 
-    def look_at(self, module: SpearModule, values: Mapping[str, float]) -> None:
+    def look_at(self, module: Learner, values: Mapping[str, float]) -> None:
         """Take note of an iteration.
 
         Args:
@@ -44,7 +42,7 @@ class IdleWatch:
                 f"reward is {values['replay/p50']:g} (P50). Where samples are usable at all, the schedule waits for "
                 "more of them: lower data.replay's capacity or its schedule's ready, raise max_age, or use Mix",
             )
-        if getattr(module.trainer.datamodule, "tool_reward_weight", 0.0) > 0:  # type: ignore[attr-defined]
+        if getattr(module.trainer.datamodule, "tool_reward_weight", 0.0) > 0:
             self._note(
                 "CurriculumSchedule (tool_reward)",
                 values.get("reward/tool", 0.0) != 0,

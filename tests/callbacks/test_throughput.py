@@ -13,8 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spear_lightning.callbacks import ThroughputMonitor
 from spear_lightning.callbacks.throughput import _figures, _Share, matmul_flops
-from spear_lightning.planning.costs import model_flops
-from spear_lightning.planning.inputs import linear_weights, shape_of
+from spear_lightning.policy.flops import linear_weights, model_flops, shape_of
 from spear_lightning.policy.policy import LoRA, Policy
 from spear_lightning.training.hooks import MicroBatchOutput, update_listeners
 from tests.callbacks.tiny import TinyData, TinyModule, make_trainer

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from spear_lightning.cli.main import SpearCLI, main
+from spear_lightning.cli.fit import SpearCLI
+from spear_lightning.cli.main import main
 from tests.processes import start
 
 ROOT = Path(__file__).resolve().parents[2]

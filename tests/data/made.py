@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from spear_lightning.agents.base import Context
 from spear_lightning.environments.base import Task
-from spear_lightning.rollout.episode import Context, Episode, Turn
+from spear_lightning.rollout.episode import Episode, Turn
 
 
 def make_turn(tokens: int = 3, *, prompt: int = 4, start: int = 10, **changes: object) -> Turn:

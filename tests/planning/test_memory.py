@@ -24,7 +24,8 @@ from spear_lightning.planning.memory import (
     replay_bytes,
     temporary_bytes,
 )
-from spear_lightning.planning.shape import Layout, ModelShape, Numbers, Workload
+from spear_lightning.planning.shape import Layout, Numbers, Workload
+from spear_lightning.policy.flops import ModelShape
 
 # Ψ = 1000 in round numbers; the parts need not add up.
 TINY = ModelShape(

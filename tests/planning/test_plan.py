@@ -11,7 +11,8 @@ from torch.optim import SGD, AdamW
 
 from spear_lightning.cli.main import main
 from spear_lightning.cli.plan import parse_bytes
-from spear_lightning.planning.inputs import shape_of, state_per_parameter
+from spear_lightning.planning.inputs import state_per_parameter
+from spear_lightning.policy.flops import shape_of
 from spear_lightning.policy.policy import Policy
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from spear_lightning.environments.alfworld.phrases import ALFWORLD_PHRASES
 from spear_lightning.environments.expert import Expert, Motive, Wandering
-from spear_lightning.sft.phrases import ALFWORLD_PHRASES
 
 Treatment = Literal["", "clean", "heat", "cool", "light"]
 

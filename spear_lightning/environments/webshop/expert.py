@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from spear_lightning.environments.expert import Expert, Motive, Wandering
-from spear_lightning.sft.phrases import WEBSHOP_PHRASES
+from spear_lightning.environments.webshop.phrases import WEBSHOP_PHRASES
 
 _CAP = re.compile(r",? and price lower than (\d+(?:\.\d+)?) dollars")
 _LISTED = re.compile(r" with ((?:(?! with )[^:])+: .*)$")

@@ -1,4 +1,4 @@
-"""What the worlds of demonstrations say again and again; a small policy reads each of these phrases as one token."""
+"""What ALFWorld says again and again; a small policy reads each of these phrases as one token."""
 
 ALFWORLD_PHRASES = (
     "-= welcome to textworld, alfred! =-\n\nyou are in the middle of a room.",
@@ -34,38 +34,3 @@ ALFWORLD_PHRASES = (
     "put them in",
 )
 """Set phrases of the ALFWorld engine; each becomes one token (where it is preceded by a space)."""
-
-WEBSHOP_PHRASES = (
-    "[sep]",
-    "]",
-    "search[",
-    "click[",
-    "webshop",
-    "back to search",
-    "page",
-    "(total results:",
-    "< prev",
-    "next >",
-    "price: $",
-    "$",
-    "to $",
-    "rating:",
-    "n.a.",
-    "description",
-    "features",
-    "reviews",
-    "no reviews found",
-    "buy now",
-    "you have clicked",
-    "thank you for shopping with us!",
-    "your score (min 0.0, max 1.0)",
-    "and price lower than",
-    "the color should be",
-    "the size should be",
-    "i want the",
-    "that is",
-    "x-small",
-    "x-large",
-    "xx-large",
-)
-"""Set phrases of WebShop's pages and instructions; each becomes one token (where it is preceded by a space)."""
