@@ -19,8 +19,7 @@ import torch
 from measuring.playing import MODELS, make_policy
 from measuring.ratios import machine, spread, timed
 
-from spear_lightning.engines.huggingface.forward import CachedForward
-from spear_lightning.engines.huggingface.generation_mode import generation_mode
+from spear_lightning.engines.huggingface.forward import CachedForward, generation_mode
 from spear_lightning.engines.huggingface.kv_cache import KeyValueRows
 from spear_lightning.engines.huggingface.ops import Attention, linear
 from spear_lightning.policy.policy import Policy

@@ -30,7 +30,7 @@ from spear_lightning.environments.alfworld.suite import ALFWorld
 from spear_lightning.environments.base import Observation
 from spear_lightning.environments.pool import EnvironmentPool
 from spear_lightning.policy.policy import Policy
-from spear_lightning.rollout.schedules import Continuous, RolloutSchedule, Waves
+from spear_lightning.rollout.collector import Continuous, RolloutSchedule, Waves
 
 
 @dataclass(frozen=True)

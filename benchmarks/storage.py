@@ -33,14 +33,16 @@ from comparison.provenance import provenance
 from spear_lightning.agents.base import Agent
 from spear_lightning.agents.stepwise import StepwiseAgent
 from spear_lightning.agents.transcript import TranscriptAgent
+from spear_lightning.data.samples import Row, rows_of
 from spear_lightning.data.token_pool import StoredRow, store_rows
 from spear_lightning.engines.base import Sampling
 from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
 from spear_lightning.environments.alfworld import ALFWorld
 from spear_lightning.environments.pool import EnvironmentPool
 from spear_lightning.policy.policy import Policy
-from spear_lightning.rollout.collector import Collector, EpisodeSpec
-from spear_lightning.rollout.episode import Episode, Row, rows_of
+from spear_lightning.rollout.collector import Collector
+from spear_lightning.rollout.episode import Episode
+from spear_lightning.rollout.specs import EpisodeSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 AGENTS = {"transcript": TranscriptAgent, "stepwise": StepwiseAgent}

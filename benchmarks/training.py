@@ -38,9 +38,9 @@ from measuring.interleaved import Costs, interleaved, ratio, spread
 from measuring.matmuls import MatmulRecorder
 from measuring.our_update import MODEL, QUICK, TOKENIZER, OurUpdate
 
+from spear_lightning.data.samples import Row
 from spear_lightning.policy.loading import load_tokenizer
 from spear_lightning.policy.packing import LAYOUTS, common_length, sorted_for_sharing
-from spear_lightning.rollout.episode import Row
 from spear_lightning.utils.atomic import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
 from spear_lightning.callbacks.logs import log_iteration
-from spear_lightning.data.scored import Rollout
+from spear_lightning.data.scoring import Rollout
 from spear_lightning.distributed.collectives import total
 from spear_lightning.training.hooks import MicroBatchOutput, RolloutHooks, UpdateHooks
 

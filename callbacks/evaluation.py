@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spear_lightning.callbacks.summary import completed_iterations
-from spear_lightning.data.scored import Rollout
+from spear_lightning.data.scoring import Rollout
 from spear_lightning.distributed.collectives import concatenate, gather
 from spear_lightning.environments.mixture import belongs, with_families
 from spear_lightning.metrics.evaluation import EpisodeRecord, Estimate, EvaluationSummary, summarize

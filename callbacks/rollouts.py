@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 
 from spear_lightning.callbacks.summary import completed_iterations
 from spear_lightning.callbacks.transcripts import notable, pick, record, transcript
-from spear_lightning.data.scored import Rollout
+from spear_lightning.data.scoring import Rollout
 from spear_lightning.distributed.collectives import gather
 from spear_lightning.environments.base import Split
 from spear_lightning.training.hooks import RolloutHooks

@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.trainer.states import TrainerFn
 
-from spear_lightning.data.scored import Rollout
+from spear_lightning.data.scoring import Rollout
 from spear_lightning.distributed.collectives import gather
 
 

@@ -14,7 +14,7 @@ from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch.callbacks import Callback
 
 from spear_lightning.callbacks.logs import log_iteration
-from spear_lightning.data.scored import Rollout
+from spear_lightning.data.scoring import Rollout
 from spear_lightning.distributed.collectives import gather
 from spear_lightning.policy.flops import ModelShape, linear_weights, model_flops, shape_of
 from spear_lightning.policy.policy import Policy

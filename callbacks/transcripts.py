@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from spear_lightning.data.scored import Rollout, ScoredEpisode
+from spear_lightning.data.scoring import Rollout, ScoredEpisode
 from spear_lightning.rollout.episode import Episode, Turn
 from spear_lightning.utils.randomness import stream_seed
 

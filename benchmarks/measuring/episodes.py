@@ -15,6 +15,7 @@ from spear_lightning.algorithm.estimators import GRPO
 from spear_lightning.algorithm.filters import QualityFilters
 from spear_lightning.algorithm.rewards import RewardComposer
 from spear_lightning.data.admission import fresh_rows
+from spear_lightning.data.samples import Row
 from spear_lightning.data.scoring import estimate_advantages, score_episode
 from spear_lightning.engines.base import Sampling
 from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
@@ -23,9 +24,7 @@ from spear_lightning.environments.base import Observation, Task
 from spear_lightning.environments.pool import EnvironmentPool
 from spear_lightning.policy.policy import Policy
 from spear_lightning.rollout.collector import Collector
-from spear_lightning.rollout.episode import Row
-from spear_lightning.rollout.settings import TrainingRollouts
-from spear_lightning.rollout.specs import training_specs
+from spear_lightning.rollout.specs import TrainingRollouts, training_specs
 
 TASK_TYPES = [
     "pick_and_place_simple",

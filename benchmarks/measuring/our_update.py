@@ -13,9 +13,9 @@ from lightning.pytorch import Trainer
 
 from spear_lightning.algorithm.losses import PPOClip
 from spear_lightning.data.minibatches import IterationStream, Minibatch, StepPlan, build_minibatches
+from spear_lightning.data.samples import Row
 from spear_lightning.policy.packing import Layout
 from spear_lightning.policy.policy import Policy
-from spear_lightning.rollout.episode import Row
 from spear_lightning.training.module import SpearModule
 
 TOKENIZER = str(Path(__file__).resolve().parents[2] / "spear_lightning/policy/embedded")

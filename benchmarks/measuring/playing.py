@@ -15,13 +15,14 @@ import torch
 from spear_lightning.agents.base import Ids, Response
 from spear_lightning.agents.stepwise import StepwiseAgent
 from spear_lightning.engines.base import Completion, Request, RolloutEngine, Sampling
-from spear_lightning.engines.huggingface.generation_mode import generation_mode
+from spear_lightning.engines.huggingface.forward import generation_mode
 from spear_lightning.environments.alfworld.suite import ALFWorld
 from spear_lightning.environments.base import Split, Task, TaskSuite
 from spear_lightning.environments.pool import EnvironmentPool
 from spear_lightning.policy.policy import Policy
-from spear_lightning.rollout.collector import Collector, EpisodeSpec, PlayedEpisodes
-from spear_lightning.rollout.schedules import RolloutSchedule, Waves
+from spear_lightning.rollout.collector import Collector, RolloutSchedule, Waves
+from spear_lightning.rollout.episode_batch import PlayedEpisodes
+from spear_lightning.rollout.specs import EpisodeSpec
 from spear_lightning.utils.randomness import stream_seed, uniforms
 
 TOKENIZER = str(Path(__file__).resolve().parents[2] / "spear_lightning/policy/embedded")

@@ -20,12 +20,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from measuring.counters import AllocationPeak, MessageCounter, SavedActivations, storage_bytes
 from spear_lightning.data.minibatches import IterationStream, Minibatch, StepPlan, build_minibatches
+from spear_lightning.data.samples import Row
 from spear_lightning.distributed.collectives import rank
-from spear_lightning.distributed.strategies import ZeroStrategy
+from spear_lightning.distributed.zero import ZeroStrategy
 from spear_lightning.engines.base import Request, Sampling
 from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
 from spear_lightning.policy.policy import LoRA, Policy
-from spear_lightning.rollout.episode import Row
 from spear_lightning.training.module import SpearModule
 
 TOKENIZER = str(Path(__file__).resolve().parents[2] / "spear_lightning/policy/embedded")

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from measuring.our_update import LEARNING_RATE
-from spear_lightning.rollout.episode import Row
+from spear_lightning.data.samples import Row
 
 MISSING = "TRL is not installed: see the head of benchmarks/measuring/trl_update.py for the two lines it takes"
 

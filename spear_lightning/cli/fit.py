@@ -33,7 +33,7 @@ import spear_lightning.environments.textworld
 import spear_lightning.environments.webshop  # noqa: F401 - imported classes can be named in YAML without their module
 from spear_lightning.callbacks.checkpoint import resolve_checkpoint
 from spear_lightning.callbacks.evaluation import EvaluationReport
-from spear_lightning.distributed.strategies import check_strategy
+from spear_lightning.distributed.zero import check_strategy
 from spear_lightning.metrics.csv_logger import MetricsCSV
 from spear_lightning.training.datamodule import RolloutDataModule
 from spear_lightning.training.module import SpearModule

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spear_lightning.cli.fit import SpearCLI, make_cli
-from spear_lightning.distributed.strategies import ZeroStrategy
+from spear_lightning.distributed.zero import ZeroStrategy
 from spear_lightning.planning.inputs import Inputs, read_inputs
 from spear_lightning.planning.memory import PHASES, MemoryPlan, Part, Phase
 from spear_lightning.planning.suggestions import Remedy, Situation, remedies

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spear_lightning.data.samples import Row
 from spear_lightning.distributed.collectives import gather
 from spear_lightning.policy.packing import Layout, common_length, sorted_for_sharing
-from spear_lightning.rollout.episode import Row
 from spear_lightning.utils.randomness import stream_seed
 
 Key = TypeVar("Key", bound=Hashable)

@@ -15,9 +15,9 @@ from typing import Generic, Literal, TypeVar
 import torch
 
 from spear_lightning.data.micro_batches import MicroBatch, as_many_as_other_ranks, pack, split_minibatches
+from spear_lightning.data.samples import Row
 from spear_lightning.distributed.collectives import concatenate, total
 from spear_lightning.policy.packing import Layout
-from spear_lightning.rollout.episode import Row
 from spear_lightning.utils.randomness import stream_seed
 
 T = TypeVar("T")

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from spear_lightning.data.scored import Rollout
-from spear_lightning.data.scoring import groups_with_signal
-from spear_lightning.rollout.settings import TrainingRollouts
+from spear_lightning.data.scoring import Rollout, groups_with_signal
+from spear_lightning.rollout.specs import TrainingRollouts
 
 
 @dataclass(frozen=True, slots=True)

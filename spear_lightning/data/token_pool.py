@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from spear_lightning.rollout.episode import Row
+from spear_lightning.data.samples import Row
 
 _Ids = npt.NDArray[np.int32]
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from spear_lightning.policy.policy import Policy
 
 
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
+
 UNIVERSAL = "latest_universal"
 """File that tells a checkpoint for any number of ranks from one for those that wrote it."""
 
@@ -255,4 +257,29 @@ def _check_version() -> None:
         raise MisconfigurationException(
             "ZeroStrategy needs DeepSpeed 0.19 or newer (managed_gradient_accumulation), but "
             f"{deepspeed.__version__} is installed: pip install -U 'deepspeed>=0.19'"
+        )
+
+
+__all__ = ["ZeroStrategy", "check_strategy"]
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Refuse a strategy under which gradients or generation would be wrong.
+
+    Args:
+        strategy: of the trainer.
+
+    Raises:
+        MisconfigurationException: it is one of Lightning's own sharded strategies; names the replacement.
+    """
+    own = "-c configs/strategy/zero{}.yaml"
+    if isinstance(strategy, DeepSpeedStrategy) and not isinstance(strategy, ZeroStrategy):
+        raise MisconfigurationException(
+            "trainer.strategy: Lightning's own DeepSpeedStrategy counts only the last micro-batch of an optimizer step "
+            f"under manual optimization. Use ZeroStrategy: {own.format(3 if strategy.zero_stage_3 else 2)}"
+        )
+    if isinstance(strategy, (FSDPStrategy, ModelParallelStrategy)):
+        raise MisconfigurationException(
+            f"trainer.strategy: {type(strategy).__name__} shards parameters that generation needs whole. Use "
+            f"ZeroStrategy ({own.format(3)}), which shards them too and gathers a copy to generate with; or ddp"
         )

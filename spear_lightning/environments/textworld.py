@@ -14,7 +14,7 @@ from gymnasium.spaces import Text
 
 from spear_lightning.environments.base import Split, Task, TaskSuite
 from spear_lightning.environments.textworld_games import CHALLENGES, GAME_FILE, MOST_GAMES, Challenge, GameFolder
-from spear_lightning.utils.once import user_cache
+from spear_lightning.utils.atomic import user_cache
 
 _LONGEST = 100_000  # characters; a bound that Gymnasium's text space asks for
 _ASKED = "admissible_commands objective score max_score won lost description inventory"  # of the engine

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
 from spear_lightning.environments.base import Split
-from spear_lightning.utils.once import make_once
+from spear_lightning.utils.atomic import make_once
 
 Challenge = Literal["coin_collector", "treasure_hunter", "cooking", "simple"]
 CHALLENGES: tuple[str, ...] = get_args(Challenge)

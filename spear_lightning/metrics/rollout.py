@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from spear_lightning.data.scored import Rollout, ScoredEpisode
+from spear_lightning.data.scoring import Rollout, ScoredEpisode
 from spear_lightning.environments.mixture import belongs, with_families
 from spear_lightning.metrics.store import MetricStore
 

@@ -18,7 +18,7 @@ from lightning.pytorch.strategies import Strategy
 from torch import nn
 from transformers import PreTrainedModel
 
-from spear_lightning.distributed.strategies import ZeroStrategy
+from spear_lightning.distributed.zero import ZeroStrategy
 from spear_lightning.engines.base import RolloutEngine
 from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
 from spear_lightning.planning.layouts import layout_of, made, make_strategy, ranks_of_a_node

@@ -9,7 +9,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy, StrategyRegistry
 
-from spear_lightning.distributed.strategies import ZeroStrategy, check_strategy
+from spear_lightning.distributed.zero import ZeroStrategy, check_strategy
 from spear_lightning.planning.shape import Layout, Place
 
 

@@ -2,16 +2,152 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from spear_lightning.agents.base import Agent
 from spear_lightning.engines.base import RolloutEngine, Sampling
 from spear_lightning.environments.pool import EnvironmentPool
-from spear_lightning.rollout.episode_batch import EpisodeSpec, Phase, PlayedEpisodes, Rules
-from spear_lightning.rollout.schedules import RolloutSchedule, Waves
+from spear_lightning.rollout.episode_batch import Phase, PlayedEpisodes, Rules
+from spear_lightning.rollout.specs import EpisodeSpec
 
-__all__ = ["Collector", "EpisodeSpec", "PlayedEpisodes"]
+
+class RolloutSchedule(ABC):
+    """Plays all episodes of a phase. A base class, so that a configuration can name a schedule by its class name."""
+
+    @abstractmethod
+    def play(self, phase: Phase, active: int) -> None:
+        """Play to the end.
+
+        Args:
+            phase: whose episodes have not begun.
+            active: most episodes at a time.
+        """
+
+
+@dataclass(frozen=True)
+class Waves(RolloutSchedule):
+    """Episodes in waves that take turns: while one generates, the environments of the others are stepped.
+
+    A wave goes on when all its environments have answered, in a fixed order, so every run has the same batches. Tasks
+    are dealt to waves as a whole, because the episodes of a group share their first prompt.
+
+    Args:
+        count: of waves. With one, environments are waited for at each turn; with two, generation hides them where both
+            take about the same time. Each wave is a smaller batch: more passes through the model for the same tokens.
+
+    Raises:
+        ValueError: there is not a single wave.
+    """
+
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"data.schedule.count must be at least 1, not {self.count}")
+
+    def play(self, phase: Phase, active: int) -> None:
+        """Play to the end."""
+        waves = deal(phase.specs, min(self.count, active))
+        size, more = divmod(active, len(waves) or 1)
+        first = 0
+        playing = []
+        for number, specs in enumerate(waves):
+            slots = size + (number < more)
+            playing.append(_Wave(deque(specs), deque(range(first, first + slots))))
+            first += slots
+        for wave in playing:
+            wave.fill(phase)
+        while playing := [wave for wave in playing if wave.turn(phase)]:
+            pass
+
+
+@dataclass
+class _Wave:
+    """Episodes that are played in step."""
+
+    waiting: deque[int]
+    free: deque[int]
+    stepping: list[int] = field(default_factory=list)  # slots whose environment owes an answer
+
+    def fill(self, phase: Phase) -> None:
+        """Have waiting episodes opened in free slots."""
+        starting = {self.free.popleft(): self.waiting.popleft() for _ in range(min(len(self.waiting), len(self.free)))}
+        phase.begin(starting)
+        self.stepping += starting
+
+    def turn(self, phase: Phase) -> bool:
+        """One response for each episode; false if there is none any more."""
+        over = phase.observe(phase.gather(self.stepping))
+        ready = sorted(set(self.stepping).difference(over))
+        requests, overlong = phase.requests(ready)
+        self.free.extend([*over, *overlong])
+        self.stepping = []
+        self.fill(phase)  # new episodes open while this turn is generated
+        acting, overlong = phase.act(phase.generate(requests))
+        self.free.extend(overlong)
+        self.stepping += acting
+        self.fill(phase)
+        return bool(self.stepping)
+
+
+@dataclass(frozen=True)
+class Continuous(RolloutSchedule):
+    """Each episode goes on as soon as its environment has answered; it waits for no other one.
+
+    The fastest where environments are slow, or some much slower than others. Which responses are generated together is
+    then a question of time: two runs of the same seed play the same episodes, with log-probabilities that may differ in
+    the last bit, so their learning curves part sooner or later. Use :class:`Waves` where runs must repeat exactly.
+    """
+
+    def play(self, phase: Phase, active: int) -> None:
+        """Play to the end."""
+        waiting, free = deque(range(len(phase.specs))), deque(range(active))
+        stepping = 0
+        stream = phase.engine.stream()
+        try:
+            while True:
+                starting = {free.popleft(): waiting.popleft() for _ in range(min(len(waiting), len(free)))}
+                phase.begin(starting)
+                stepping += len(starting)
+                if not stepping and not stream.unfinished:
+                    return
+                arrived = phase.receive(wait=not stream.unfinished) if stepping else {}
+                stepping -= len(arrived)
+                over = phase.observe(arrived)
+                requests, overlong = phase.requests(sorted(set(arrived).difference(over)))
+                if requests:
+                    stream.submit(requests)
+                acting, roomless = phase.act(phase.poll(stream)) if stream.unfinished else ([], [])
+                stepping += len(acting)
+                free.extend([*over, *overlong, *roomless])
+        finally:
+            stream.close()
+
+
+def deal(specs: Sequence[EpisodeSpec], count: int) -> list[list[int]]:
+    """Deal episodes to waves of about the same size, groups as a whole where there are enough of them.
+
+    Args:
+        specs: to deal.
+        count: of waves, if there are as many episodes.
+
+    Returns:
+        The numbers of the episodes of each wave.
+
+    >>> from spear_lightning.environments.base import Task
+    >>> deal([EpisodeSpec(Task("a"), group, index) for group in range(3) for index in range(2)], 2)
+    [[0, 1, 2, 3], [4, 5]]
+    """
+    groups = {group: rank for rank, group in enumerate(dict.fromkeys(spec.group for spec in specs))}
+    waves: list[list[int]] = [[] for _ in range(min(count, len(specs)))]
+    whole = len(groups) >= len(waves)
+    for number, spec in enumerate(specs):
+        place, of = (groups[spec.group], len(groups)) if whole else (number, len(specs))
+        waves[place * len(waves) // of].append(number)
+    return waves
 
 
 class Collector:
@@ -40,7 +176,7 @@ class Collector:
         engine: RolloutEngine,
         max_active: int | None = None,
         max_episode_tokens: int | None = None,
-        schedule: RolloutSchedule = Waves(),  # noqa: B008 - frozen
+        schedule: RolloutSchedule = Waves(),
     ) -> None:
         for name, limit in (("max_active", max_active), ("max_episode_tokens", max_episode_tokens)):
             if limit is not None and limit < 1:

@@ -12,25 +12,11 @@ import numpy as np
 
 from spear_lightning.agents.base import Agent, Player, Prompt, Response
 from spear_lightning.engines.base import Completion, CompletionStream, Request, RolloutEngine, Sampling
-from spear_lightning.environments.base import Observation, Task
+from spear_lightning.environments.base import Observation
 from spear_lightning.environments.pool import EnvironmentPool
 from spear_lightning.rollout.episode import Episode, Turn
+from spear_lightning.rollout.specs import EpisodeSpec
 from spear_lightning.utils.randomness import stream_seed
-
-
-@dataclass(frozen=True, slots=True)
-class EpisodeSpec:
-    """An episode to be played.
-
-    Attributes:
-        task: to attempt.
-        group: number of the task within the iteration.
-        index: number of the episode within its group.
-    """
-
-    task: Task
-    group: int
-    index: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,8 @@ from spear_lightning.environments.base import Observation, Task, TaskSuite
 from spear_lightning.environments.expert import Expert, Wandering
 from spear_lightning.environments.pool import EnvironmentPool
 from spear_lightning.policy.policy import Policy
-from spear_lightning.rollout.collector import Collector, EpisodeSpec
+from spear_lightning.rollout.collector import Collector
+from spear_lightning.rollout.specs import EpisodeSpec
 from spear_lightning.sft.demonstrations import TokenRow
 from spear_lightning.utils.randomness import stream_seed, uniforms
 

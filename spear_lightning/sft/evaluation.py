@@ -15,8 +15,9 @@ from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
 from spear_lightning.environments.base import TaskSuite
 from spear_lightning.environments.pool import EnvironmentPool
 from spear_lightning.policy.policy import Policy
-from spear_lightning.rollout.collector import Collector, EpisodeSpec
+from spear_lightning.rollout.collector import Collector
 from spear_lightning.rollout.episode import Episode
+from spear_lightning.rollout.specs import EpisodeSpec
 
 
 @dataclass(frozen=True)

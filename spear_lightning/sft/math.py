@@ -28,8 +28,7 @@ from spear_lightning.sft.chat_tokenizer import build_chat_tokenizer
 from spear_lightning.sft.command import run_command
 from spear_lightning.sft.demonstrations import TokenRow
 from spear_lightning.sft.evaluation import HeldOut, Score, evaluate
-from spear_lightning.sft.fitting import fit_rows
-from spear_lightning.sft.module import Optimization
+from spear_lightning.sft.module import Optimization, fit_rows
 from spear_lightning.utils.randomness import stream_seed
 
 _EXPRESSION = re.compile(r"\d[\d+*/(). -]*\d")

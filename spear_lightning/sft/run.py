@@ -30,9 +30,8 @@ from spear_lightning.sft.command import run_command
 from spear_lightning.sft.dagger import Coaching, play_coached
 from spear_lightning.sft.demonstrations import TokenRow, Transcript, encode_transcript, play_demonstrations
 from spear_lightning.sft.evaluation import HeldOut, Score, evaluate
-from spear_lightning.sft.fitting import fit_rows
 from spear_lightning.sft.initialization import compose_name_embeddings
-from spear_lightning.sft.module import Optimization
+from spear_lightning.sft.module import Optimization, fit_rows
 from spear_lightning.sft.tokenizer import build_tokenizer
 from spear_lightning.utils.randomness import stream_seed
 

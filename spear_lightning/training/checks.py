@@ -9,7 +9,21 @@ from spear_lightning.algorithm.estimators import AdvantageEstimator
 from spear_lightning.algorithm.filters import QualityFilters
 from spear_lightning.algorithm.replay import ReplayBuffer
 from spear_lightning.algorithm.rewards import RewardComposer
-from spear_lightning.rollout.settings import TrainingRollouts
+from spear_lightning.engines.base import RolloutEngine
+from spear_lightning.rollout.specs import TrainingRollouts
+
+
+def check_engine(engine: RolloutEngine) -> None:
+    """Refuse an engine that cannot train.
+
+    Raises:
+        MisconfigurationException: it plays with weights that are not the policy's.
+    """
+    if not engine.trains:
+        raise MisconfigurationException(
+            f"data.engine is {type(engine).__name__}, which can evaluate and not train: use HuggingFaceEngine, or "
+            "spear validate"
+        )
 
 
 def check_advantage(

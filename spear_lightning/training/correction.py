@@ -19,9 +19,9 @@ from torch import Tensor
 
 from spear_lightning.algorithm.objectives import truncated_importance_weights
 from spear_lightning.data.micro_batches import MicroBatch, as_many_as_other_ranks, micro_batch_of, plan
+from spear_lightning.data.samples import Row
 from spear_lightning.metrics.store import MetricStore
 from spear_lightning.policy.policy import Policy
-from spear_lightning.rollout.episode import Row
 
 _Floats = npt.NDArray[np.float32]
 

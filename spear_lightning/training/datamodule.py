@@ -23,27 +23,36 @@ from spear_lightning.algorithm.filters import QualityFilters
 from spear_lightning.algorithm.replay import ReplayBuffer, RewardBaseline
 from spear_lightning.algorithm.rewards import RewardComposer
 from spear_lightning.checkpoint.manifest import RANKS
-from spear_lightning.checkpoint.played import played_from_states, played_to_state
-from spear_lightning.checkpoint.rank_state import RankFiles, load_replay, replay_to_state, save_rank_file
-from spear_lightning.data.admission import fresh_rows
-from spear_lightning.data.imitation import draw_and_admit, remember
+from spear_lightning.checkpoint.rank_state import (
+    RankFiles,
+    load_replay,
+    played_from_states,
+    played_to_state,
+    replay_to_state,
+    save_rank_file,
+)
+from spear_lightning.data.admission import draw_and_admit, fresh_rows, remember
 from spear_lightning.data.minibatches import IterationStream, Minibatch, ReplaySteps, StepPlan, build_minibatches
 from spear_lightning.data.resampling import ShortageWarning, play_until_signal
-from spear_lightning.data.scored import Rollout
-from spear_lightning.data.scoring import GroupStatistics, estimate_advantages, score_episode, shares_filtered
+from spear_lightning.data.samples import Row
+from spear_lightning.data.scoring import GroupStatistics, Rollout, estimate_advantages, score_episode, shares_filtered
 from spear_lightning.distributed.collectives import gather, rank, world_size
 from spear_lightning.engines.base import RolloutEngine, Sampling
 from spear_lightning.environments.base import Split, TaskSuite
 from spear_lightning.environments.pool import EnvironmentPool
-from spear_lightning.rollout.collector import Collector, PlayedEpisodes
-from spear_lightning.rollout.episode import Row
+from spear_lightning.rollout.collector import Collector, RolloutSchedule, Waves
+from spear_lightning.rollout.episode_batch import PlayedEpisodes
 from spear_lightning.rollout.runner import RolloutPlayer, check_whole_weights
-from spear_lightning.rollout.schedules import RolloutSchedule, Waves
-from spear_lightning.rollout.settings import Evaluation, TrainingRollouts
-from spear_lightning.rollout.specs import check_enough_tasks, evaluation_specs, training_specs
-from spear_lightning.training.checks import check_advantage, check_replay
-from spear_lightning.training.filter_warning import FilterWarning
+from spear_lightning.rollout.specs import (
+    Evaluation,
+    TrainingRollouts,
+    check_enough_tasks,
+    evaluation_specs,
+    training_specs,
+)
+from spear_lightning.training.checks import check_advantage, check_engine, check_replay
 from spear_lightning.training.hooks import Learner, RankState, rollout_listeners, tell_of_rollout
+from spear_lightning.training.idle import FilterWarning
 
 _APART = "in the files of the ranks"
 """In a checkpoint, instead of what the ranks hold: each has a file beside it."""
@@ -165,11 +174,7 @@ class RolloutDataModule(LightningDataModule, RankState):
             return
         self.agent.bind(self._module.policy.tokenizer)
         if stage == "fit":
-            if not self.engine.trains:
-                raise MisconfigurationException(
-                    f"data.engine is {type(self.engine).__name__}, which can evaluate and not train: use "
-                    "HuggingFaceEngine, or spear validate"
-                )
+            check_engine(self.engine)
             check_enough_tasks(self.environment.tasks("train"), self.rollouts)
             check_advantage(self.advantage, self.reward, self.rollouts, self.agent.context == "stepwise")
             if self.replay is not None:
@@ -185,16 +190,9 @@ class RolloutDataModule(LightningDataModule, RankState):
         limits = (self.max_active, self.max_episode_tokens)
         collector = Collector(pool, self.agent, self.engine, *limits, self.schedule)
         ahead = stage == "fit" and self.rollouts.max_staleness > 0
-        self._player = RolloutPlayer(
-            self._module,
-            collector,
-            self._sampling,
-            self.seed,
-            self.max_turns,
-            partial(tell_of_rollout, self._trainer),
-            self._trainer.max_epochs,
-            ahead,
-        )
+        tell = partial(tell_of_rollout, self._trainer)
+        run = (self.seed, self.max_turns, tell, self._trainer.max_epochs, ahead)
+        self._player = RolloutPlayer(self._module, collector, self._sampling, *run)
 
     def teardown(self, stage: str) -> None:
         """Stop the workers and free the engine."""

@@ -24,9 +24,9 @@ from spear_lightning.rollout.runner import PolicyOwner
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-    from spear_lightning.data.scored import Rollout
+    from spear_lightning.data.samples import Row
+    from spear_lightning.data.scoring import Rollout
     from spear_lightning.environments.base import Split
-    from spear_lightning.rollout.episode import Row
 
 
 class RolloutHooks:

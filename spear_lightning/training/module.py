@@ -29,15 +29,14 @@ from spear_lightning.algorithm.losses import PolicyLoss, PPOClip
 from spear_lightning.algorithm.objectives import Aggregation, aggregate_sum, k3_kl, normalizer
 from spear_lightning.data.micro_batches import MicroBatch
 from spear_lightning.data.minibatches import Minibatch, Part, Source
-from spear_lightning.data.scored import Rollout
+from spear_lightning.data.samples import Row
+from spear_lightning.data.scoring import Rollout
 from spear_lightning.distributed.collectives import rank, total_over_ranks, world_size
-from spear_lightning.distributed.strategies import check_strategy
-from spear_lightning.distributed.zero import ZeroStrategy
+from spear_lightning.distributed.zero import ZeroStrategy, check_strategy
 from spear_lightning.environments.base import Split
 from spear_lightning.metrics.rollout import record_rollout
 from spear_lightning.metrics.store import MetricStore
 from spear_lightning.policy.policy import Policy, TokenStats, reference_of
-from spear_lightning.rollout.episode import Row
 from spear_lightning.training.correction import RolloutCorrection
 from spear_lightning.training.hooks import MicroBatchOutput, RolloutHooks, update_listeners
 from spear_lightning.training.idle import IdleWatch

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
@@ -29,3 +34,55 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def user_cache() -> Path:
+    """Where the package keeps what it makes: ``$XDG_CACHE_HOME/spear-lightning``, else under ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spear-lightning"
+
+
+def make_once(root: Path, name: str, marker: str, make: Callable[[Path], None]) -> Path:
+    """Make the folder ``root/name`` unless it is there already.
+
+    Args:
+        root: parent folder, made if need be.
+        name: of the folder; it should name everything that decides the content.
+        marker: file that ``make`` writes last.
+        make: fills the folder it is given.
+
+    Returns:
+        The complete folder.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder = root / name
+    if not (folder / marker).exists():
+        with _alone(root, name):
+            if not (folder / marker).exists():
+                _make(folder, marker, make)
+    return folder
+
+
+@contextlib.contextmanager
+def _alone(root: Path, name: str) -> Iterator[None]:
+    """Let one process at a time make a folder; the others wait for it instead of doing the same work."""
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / f"{name}.lock", "w") as lock:
+        with contextlib.suppress(OSError):  # a file system without locks: work is doubled, the rename below decides
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _make(folder: Path, marker: str, make: Callable[[Path], None]) -> None:
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}.partial-"))
+    try:
+        make(partial)
+        os.chmod(partial, 0o755)
+        try:
+            os.rename(partial, folder)  # complete or absent
+        except OSError:
+            if not (folder / marker).exists():  # otherwise another process was first
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

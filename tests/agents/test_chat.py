@@ -10,9 +10,10 @@ import pytest
 from spear_lightning.agents.base import Ids
 from spear_lightning.agents.chat import ChatAgent
 from spear_lightning.agents.tool_calling import ChatToolAgent
+from spear_lightning.data.samples import rows_of
 from spear_lightning.environments.base import Observation, Task
 from spear_lightning.environments.tools import CODE_INTERPRETER, Tool, parse_calls, read_results, write_results
-from spear_lightning.rollout.episode import Episode, Turn, rows_of
+from spear_lightning.rollout.episode import Episode, Turn
 from tests.agents.chats import chat_tokenizer, drawn, render
 from tests.agents.players import byte_tokenizer, word_tokenizer
 

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from spear_lightning.callbacks import RolloutLog
 from spear_lightning.callbacks.transcripts import notable, pick, printable, transcript, well_formed
-from spear_lightning.data.scored import Rollout, ScoredEpisode
+from spear_lightning.data.scoring import Rollout, ScoredEpisode
 from tests.callbacks.tiny import Script, TinyData, TinyModule, make_episode, make_trainer, make_turn
 
 HOSTILE = [

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
-from spear_lightning.data.scored import Rollout, ScoredEpisode
+from spear_lightning.data.scoring import Rollout, ScoredEpisode
 from spear_lightning.environments.base import Split, Task
 from spear_lightning.rollout.episode import Episode, Turn
 from spear_lightning.training.hooks import MicroBatchOutput, rollout_listeners, update_listeners

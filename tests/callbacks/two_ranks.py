@@ -15,7 +15,7 @@ from lightning.pytorch import Callback
 
 from spear_lightning.callbacks import ShardedCheckpoint
 from spear_lightning.callbacks.checkpoint import resolve_checkpoint
-from spear_lightning.distributed.strategies import ZeroStrategy
+from spear_lightning.distributed.zero import ZeroStrategy
 from spear_lightning.training.hooks import RankState
 from tests.callbacks.tiny import TinyData, TinyModule, make_trainer
 

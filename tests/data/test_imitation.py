@@ -16,8 +16,7 @@ from spear_lightning.algorithm import (
     RewardBaseline,
     RewardComposer,
 )
-from spear_lightning.data.admission import admissible_entries, fresh_rows
-from spear_lightning.data.imitation import draw_and_admit, remember
+from spear_lightning.data.admission import admissible_entries, draw_and_admit, fresh_rows, remember
 from spear_lightning.data.scoring import GroupStatistics, estimate_advantages, score_episode
 from tests.data.made import make_episode
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spear_lightning.data.micro_batches import MicroBatch, empty_micro_batch, pack, split_minibatches
-from spear_lightning.rollout.episode import Row
+from spear_lightning.data.samples import Row
 
 PAD = 9
 

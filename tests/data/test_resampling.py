@@ -7,11 +7,10 @@ import pytest
 from spear_lightning.algorithm.filters import QualityFilters
 from spear_lightning.algorithm.replay import Mix, ReplayBuffer, RewardBaseline
 from spear_lightning.algorithm.rewards import RewardComposer
-from spear_lightning.data.imitation import draw_and_admit
+from spear_lightning.data.admission import draw_and_admit
 from spear_lightning.data.resampling import Resampling, ShortageWarning, play_until_signal
-from spear_lightning.data.scored import Rollout
-from spear_lightning.data.scoring import score_episode
-from spear_lightning.rollout.settings import TrainingRollouts
+from spear_lightning.data.scoring import Rollout, score_episode
+from spear_lightning.rollout.specs import TrainingRollouts
 from tests.data.made import make_episode
 
 FILTERS = QualityFilters.off()

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from spear_lightning.algorithm.replay import ReplayBuffer, ReplayEntry
 from spear_lightning.checkpoint.rank_state import load_replay, replay_to_state
+from spear_lightning.data.samples import Row
 from spear_lightning.data.token_pool import StoredRow, TokenPool, store_rows
-from spear_lightning.rollout.episode import Row
 
 
 def same(one: Row, other: Row) -> bool:

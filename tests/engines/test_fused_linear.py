@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from spear_lightning.engines.huggingface import fused_linear
-from spear_lightning.engines.huggingface.fused_linear import FusedLinear
+from spear_lightning.engines.huggingface import ops as fused_linear
+from spear_lightning.engines.huggingface.ops import FusedLinear
 
 
 class Adapted(nn.Linear):

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from spear_lightning.engines.huggingface.forward import CachedForward
-from spear_lightning.engines.huggingface.generation_mode import generation_mode
+from spear_lightning.engines.huggingface.forward import CachedForward, generation_mode
 from spear_lightning.engines.huggingface.kv_cache import KeyValueRows
 from spear_lightning.engines.huggingface.llama import LlamaForward
 from spear_lightning.policy.policy import LoRA, Policy

@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from spear_lightning.engines.huggingface.rotations import Rotations, rotate
+from spear_lightning.engines.huggingface.ops import Rotations, rotate
 
 KINDS: dict[str, dict[str, Any]] = {
     "default": {},

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
-from spear_lightning.distributed.strategies import ZeroStrategy
+from spear_lightning.distributed.zero import ZeroStrategy
 from spear_lightning.engines.base import Request, Sampling
 from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
 from spear_lightning.policy.policy import Policy

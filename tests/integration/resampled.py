@@ -20,7 +20,7 @@ from spear_lightning.callbacks import RolloutProgress
 from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
 from spear_lightning.metrics.csv_logger import MetricsCSV
 from spear_lightning.policy.policy import Policy
-from spear_lightning.rollout.settings import TrainingRollouts
+from spear_lightning.rollout.specs import TrainingRollouts
 from spear_lightning.training.datamodule import RolloutDataModule
 from spear_lightning.training.hooks import RolloutHooks
 from spear_lightning.training.module import SpearModule

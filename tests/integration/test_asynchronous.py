@@ -18,13 +18,13 @@ from spear_lightning.agents.transcript import TranscriptAgent
 from spear_lightning.algorithm.filters import QualityFilters
 from spear_lightning.algorithm.replay import Mix, ReplayBuffer
 from spear_lightning.algorithm.rewards import RewardComposer
-from spear_lightning.distributed.strategies import ZeroStrategy
+from spear_lightning.distributed.zero import ZeroStrategy
 from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
 from spear_lightning.environments.alfworld import ALFWorld
 from spear_lightning.metrics.csv_logger import MetricsCSV
 from spear_lightning.policy.policy import LoRA, Policy
 from spear_lightning.rollout.runner import check_whole_weights
-from spear_lightning.rollout.settings import Evaluation, TrainingRollouts
+from spear_lightning.rollout.specs import Evaluation, TrainingRollouts
 from spear_lightning.training.datamodule import RolloutDataModule
 from spear_lightning.training.hooks import RolloutHooks
 from spear_lightning.training.module import SpearModule

@@ -189,7 +189,7 @@ def test_generation_and_training_alternate_strictly(games_cache):
     from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
     from spear_lightning.environments.alfworld import ALFWorld
     from spear_lightning.policy.policy import Policy
-    from spear_lightning.rollout.settings import TrainingRollouts
+    from spear_lightning.rollout.specs import TrainingRollouts
     from spear_lightning.training.datamodule import RolloutDataModule
     from spear_lightning.training.hooks import RolloutHooks
     from spear_lightning.training.module import SpearModule

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from spear_lightning.checkpoint.manifest import Manifest
 from spear_lightning.cli.export import export_checkpoint
-from spear_lightning.distributed.strategies import check_strategy
+from spear_lightning.distributed.zero import check_strategy
 from tests.integration.conftest import ROOT
 from tests.integration.runs import ADAM, PLAIN, curve, replay, weights, zero
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from spear_lightning.checkpoint.played import played_from_states, played_to_state
-from spear_lightning.rollout.ahead import AheadPlayer, OnStep
-from spear_lightning.rollout.collector import PlayedEpisodes
+from spear_lightning.checkpoint.rank_state import played_from_states, played_to_state
 from spear_lightning.rollout.episode import Episode, Turn
-from spear_lightning.rollout.settings import TrainingRollouts
+from spear_lightning.rollout.episode_batch import PlayedEpisodes
+from spear_lightning.rollout.runner import AheadPlayer, OnStep
+from spear_lightning.rollout.specs import TrainingRollouts
 from tests.data.made import make_episode, make_turn
 
 CPU = torch.device("cpu")

@@ -10,13 +10,16 @@ import pytest
 from spear_lightning.agents.base import Agent
 from spear_lightning.agents.stepwise import StepwiseAgent
 from spear_lightning.agents.transcript import TranscriptAgent
+from spear_lightning.data.samples import rows_of
 from spear_lightning.engines.base import Completion, Request, Sampling
 from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
 from spear_lightning.environments.base import Task
 from spear_lightning.environments.pool import EnvironmentPool
 from spear_lightning.policy.policy import Policy
-from spear_lightning.rollout.collector import Collector, EpisodeSpec, PlayedEpisodes
-from spear_lightning.rollout.episode import Episode, rows_of
+from spear_lightning.rollout.collector import Collector
+from spear_lightning.rollout.episode import Episode
+from spear_lightning.rollout.episode_batch import PlayedEpisodes
+from spear_lightning.rollout.specs import EpisodeSpec
 from tests.agents.players import ScriptedEngine, byte_tokenizer
 from tests.environments.tiny_environments import Tiny
 

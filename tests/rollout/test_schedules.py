@@ -16,9 +16,9 @@ from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
 from spear_lightning.environments.base import Task
 from spear_lightning.environments.pool import EnvironmentPool
 from spear_lightning.policy.policy import Policy
-from spear_lightning.rollout.collector import Collector, EpisodeSpec
+from spear_lightning.rollout.collector import Collector, Continuous, RolloutSchedule, Waves, deal
 from spear_lightning.rollout.episode import Episode
-from spear_lightning.rollout.schedules import Continuous, RolloutSchedule, Waves, deal
+from spear_lightning.rollout.specs import EpisodeSpec
 from tests.agents.players import ScriptedEngine, byte_tokenizer
 from tests.environments.tiny_environments import Gated, Tiny
 from tests.rollout.test_collector import always, content, make, play, specs

@@ -4,8 +4,13 @@ import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from spear_lightning.environments.base import Task
-from spear_lightning.rollout.settings import Evaluation, TrainingRollouts
-from spear_lightning.rollout.specs import check_enough_tasks, evaluation_specs, training_specs
+from spear_lightning.rollout.specs import (
+    Evaluation,
+    TrainingRollouts,
+    check_enough_tasks,
+    evaluation_specs,
+    training_specs,
+)
 
 TASKS = [Task(id=f"game-{number}") for number in range(10)]
 

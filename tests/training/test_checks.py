@@ -6,7 +6,7 @@ import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from spear_lightning.algorithm import GRPO, Drain, GiGPO, Mix, QualityFilters, ReplayBuffer, RewardComposer
-from spear_lightning.rollout.settings import TrainingRollouts
+from spear_lightning.rollout.specs import TrainingRollouts
 from spear_lightning.training.checks import check_advantage, check_replay
 
 

@@ -18,12 +18,12 @@ from spear_lightning.algorithm.filters import QualityFilters
 from spear_lightning.algorithm.objectives import truncated_importance_weights
 from spear_lightning.algorithm.replay import Mix, ReplayBuffer
 from spear_lightning.data.minibatches import Minibatch
+from spear_lightning.data.samples import Row
 from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
 from spear_lightning.environments.math import MathProblems
 from spear_lightning.metrics.store import MetricStore
 from spear_lightning.policy.policy import Policy
-from spear_lightning.rollout.collector import PlayedEpisodes
-from spear_lightning.rollout.episode import Row
+from spear_lightning.rollout.episode_batch import PlayedEpisodes
 from spear_lightning.training.correction import RolloutCorrection
 from spear_lightning.training.datamodule import RolloutDataModule
 from spear_lightning.training.module import SpearModule

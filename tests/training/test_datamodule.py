@@ -10,8 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from spear_lightning.agents.stepwise import StepwiseAgent
 from spear_lightning.agents.tool_calling import ChatToolAgent
 from spear_lightning.algorithm import ReplayBuffer, RewardBaseline
-from spear_lightning.data.scored import Rollout
-from spear_lightning.data.scoring import GroupStatistics
+from spear_lightning.data.scoring import GroupStatistics, Rollout
 from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
 from spear_lightning.environments.math import MathProblems
 from spear_lightning.training.datamodule import RolloutDataModule

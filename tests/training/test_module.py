@@ -15,9 +15,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from spear_lightning.algorithm.losses import ClipCov, PPOClip
 from spear_lightning.data.minibatches import IterationStream, StepPlan, build_minibatches
+from spear_lightning.data.samples import Row
 from spear_lightning.metrics.store import MetricStore
 from spear_lightning.policy.policy import Policy
-from spear_lightning.rollout.episode import Row
 from spear_lightning.training.correction import RolloutCorrection
 from spear_lightning.training.hooks import UpdateHooks
 from spear_lightning.training.learning_rate import LearningRateSchedule

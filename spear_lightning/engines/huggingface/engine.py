@@ -22,8 +22,7 @@ from torch import nn
 from spear_lightning.engines.base import Completion, CompletionStream, Request, RolloutEngine
 from spear_lightning.engines.batches import check_requests
 from spear_lightning.engines.huggingface.cache_rows import SessionRows
-from spear_lightning.engines.huggingface.forward import CachedForward
-from spear_lightning.engines.huggingface.generation_mode import generation_mode
+from spear_lightning.engines.huggingface.forward import CachedForward, generation_mode
 from spear_lightning.engines.huggingface.jobs import Job
 from spear_lightning.engines.huggingface.memory import free_bytes
 from spear_lightning.engines.huggingface.scheduler import Generation

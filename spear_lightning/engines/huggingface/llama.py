@@ -3,7 +3,7 @@
 Generating with a small model, most of the time goes into calling many small operations. The models' own code is made
 for every use; this one generates only, and needs about half as many. It uses the model's own modules and weights:
 adapters stay at work, and no more is copied than small weights
-(:mod:`spear_lightning.engines.huggingface.fused_linear`).
+(:mod:`spear_lightning.engines.huggingface.ops`).
 """
 
 from __future__ import annotations
@@ -17,10 +17,17 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows it by
 from torch import Tensor, nn
 
-from spear_lightning.engines.huggingface.fused_linear import FusedLinear, linear_of
 from spear_lightning.engines.huggingface.kv_cache import KeyValueRows
-from spear_lightning.engines.huggingface.ops import LARGE_WEIGHT, Attention, linear, rms_norm
-from spear_lightning.engines.huggingface.rotations import Rotations, rotate
+from spear_lightning.engines.huggingface.ops import (
+    LARGE_WEIGHT,
+    Attention,
+    FusedLinear,
+    Rotations,
+    linear,
+    linear_of,
+    rms_norm,
+    rotate,
+)
 from spear_lightning.policy.policy import Policy
 
 _LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")

@@ -6,9 +6,12 @@ They round differently from the usual forms and are equal to them otherwise. How
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows it by
-from torch import Tensor
+from torch import Tensor, nn
 
 # Matrix libraries for CPUs deal the weight's outputs to their threads only if there are many rows. For a few of them
 # the product of weight and rows, in this order, is up to twice as fast; for very few that holds for large weights only,
@@ -132,3 +135,121 @@ def needed_widths(positions: Tensor, columns: int) -> list[int]:
     if not positions.is_cpu or positions.shape[1] <= _QUERIES:
         return [columns]
     return [min(columns, int(block.max()) + 1) for block in torch.split(positions, _QUERIES, 1)]
+
+
+_LEAST = 256  # positions of a table
+
+
+class Rotations:
+    """By how much the heads at a position are rotated: looked up, where the model's own module computes it each time.
+
+    Args:
+        module: of a Hugging Face model, which gives cosine and sine, ``(1, tokens, size)``, of positions.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+        kind = str(getattr(module, "rope_type", "default"))
+        # With these the angles at a position depend on how long the sequence is.
+        self._fixed = "dynamic" not in kind and kind != "longrope"
+        self._cos = self._sin = torch.zeros(0)
+
+    def __call__(self, hidden: Tensor, positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """What :func:`rotate` needs, both ``(rows, tokens, 1, size)``.
+
+        Args:
+            hidden: of the precision and on the device wanted.
+            positions: of the tokens, ``(rows, tokens)``.
+            width: no position reaches it.
+        """
+        if not self._fixed:
+            cos, sin = self._angles(hidden, positions)
+        else:
+            if width > len(self._cos) or self._cos.dtype != hidden.dtype or self._cos.device != hidden.device:
+                count = max(_LEAST, 1 << (width - 1).bit_length())
+                self._cos, self._sin = (part[0] for part in self._angles(hidden, torch.arange(count)[None]))
+            cos, sin = self._cos[positions], self._sin[positions]
+        return cos.unsqueeze(2), sin.unsqueeze(2)
+
+    def _angles(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = self._module(hidden, positions.to(hidden.device))
+        one, other = sin.chunk(2, -1)
+        return cos, torch.cat([-one, other], -1)
+
+
+def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the halves of heads into each other.
+
+    Args:
+        heads: ``(rows, tokens, heads, size)``.
+        cos: ``(rows, tokens, 1, size)``.
+        sin: likewise; of the first half with the other sign.
+    """
+    return torch.addcmul(heads * cos, heads.roll(heads.shape[-1] // 2, -1), sin)
+
+
+def linear_of(module: Any) -> Callable[[Tensor], Tensor]:
+    """A plain layer without the way through its module; what stands in place of one (adapters) as it is.
+
+    Args:
+        module: whose parameters are referred to: they may change, but not be replaced.
+    """
+    if type(module) is not nn.Linear:
+        return module  # type: ignore[no-any-return]
+    weight, bias = module.weight, module.bias
+    return lambda hidden: linear(hidden, weight, bias)
+
+
+class FusedLinear:
+    """The outputs of linear layers for the same input: of queries, keys and values, or of gate and up.
+
+    A small product takes hardly longer than calling it. On a CPU, small layers in float32 are computed as one, with a
+    copy of their weights; others, and what stands in place of a plain layer (adapters), one by one, without a copy.
+
+    Args:
+        modules: the layers. Their parameters are referred to: they may change, but not be replaced.
+    """
+
+    def __init__(self, *modules: Any) -> None:
+        self._modules = modules
+        self._layers = [linear_of(module) for module in modules]
+        self._weight: Tensor | None = None
+        self._bias: Tensor | None = None
+        self._sizes: list[int] = []
+        self.refresh()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Take over the weights as they are now."""
+        self._weight = self._bias = None
+        if any(type(module) is not nn.Linear for module in self._modules):
+            return
+        weights = [module.weight for module in self._modules]
+        small = sum(weight.numel() for weight in weights) < LARGE_WEIGHT
+        if not small or any(not weight.is_cpu or weight.dtype != torch.float32 for weight in weights):
+            return
+        self._sizes = [len(weight) for weight in weights]
+        self._weight = torch.cat(weights)
+        if any(module.bias is not None for module in self._modules):
+            biases = zip(self._modules, weights, strict=True)
+            self._bias = torch.cat([w.new_zeros(len(w)) if m.bias is None else m.bias for m, w in biases])
+
+    def together(self, hidden: Tensor) -> Tensor:
+        """The outputs side by side, ``(rows, outputs of all layers)``.
+
+        Args:
+            hidden: ``(rows, inputs)``.
+        """
+        if self._weight is not None:
+            return linear(hidden, self._weight, self._bias)
+        return torch.cat([layer(hidden) for layer in self._layers], -1)
+
+    def apart(self, hidden: Tensor) -> Sequence[Tensor]:
+        """The output of each layer, ``(rows, its outputs)``.
+
+        Args:
+            hidden: ``(rows, inputs)``.
+        """
+        if self._weight is not None:
+            return linear(hidden, self._weight, self._bias).split_with_sizes(self._sizes, -1)
+        return [layer(hidden) for layer in self._layers]

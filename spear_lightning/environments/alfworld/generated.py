@@ -17,7 +17,7 @@ from pathlib import Path
 
 from spear_lightning.environments.alfworld.games import read_json, write_game
 from spear_lightning.environments.alfworld.generator import GeneratedGame, SceneSize, generate_game
-from spear_lightning.utils.once import make_once
+from spear_lightning.utils.atomic import make_once
 
 _FORMAT = 1  # raise when games of equal settings come out differently
 _INDEX = "index.json"

@@ -18,7 +18,7 @@ from spear_lightning.environments.alfworld.generated import GameSet, make_game_s
 from spear_lightning.environments.alfworld.generator import SceneSize
 from spear_lightning.environments.alfworld.rooms import TASK_TYPES
 from spear_lightning.environments.base import Split, Task, TaskSuite
-from spear_lightning.utils.once import user_cache
+from spear_lightning.utils.atomic import user_cache
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from spear_lightning.environments.webshop.prices import draw_price, draw_price_c
 from spear_lightning.environments.webshop.records import Product
 from spear_lightning.environments.webshop.search import IndexBuilder, SearchIndex
 from spear_lightning.environments.webshop.sources import Entry, Source
-from spear_lightning.utils.once import make_once
+from spear_lightning.utils.atomic import make_once
 from spear_lightning.utils.randomness import stream_seed
 
 FORMAT = 1  # raise when equal sources come out differently

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from spear_lightning.environments.base import Split, Task, TaskSuite
-from spear_lightning.utils.once import user_cache
+from spear_lightning.utils.atomic import user_cache
 
 if TYPE_CHECKING:
     from spear_lightning.environments.webshop.catalogue import Catalogue

@@ -26,7 +26,8 @@ from spear_lightning.environments.math import (
 from spear_lightning.environments.math.environment import Interpreter, MathEnv
 from spear_lightning.environments.pool import EnvironmentPool, EnvironmentPoolError
 from spear_lightning.environments.tools import CODE_INTERPRETER, parse_calls, read_results
-from spear_lightning.rollout.collector import Collector, EpisodeSpec
+from spear_lightning.rollout.collector import Collector
+from spear_lightning.rollout.specs import EpisodeSpec
 from tests.agents.chats import chat_tokenizer
 from tests.agents.players import ScriptedEngine
 from tests.sandbox.sandboxes import Fragile, Ran
