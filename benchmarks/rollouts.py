@@ -30,7 +30,7 @@ from spear_lightning.environments.alfworld.suite import ALFWorld
 from spear_lightning.environments.base import Observation
 from spear_lightning.environments.pool import EnvironmentPool
 from spear_lightning.policy.policy import Policy
-from spear_lightning.rollout.collector import Continuous, RolloutSchedule, Waves
+from spear_lightning.rollout.collector import Asynchronous, Lockstep, RolloutSchedule
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,11 @@ def schedules(scale: Scale, seconds: float, rare: float) -> dict[str, Any]:
     """Lockstep, waves and continuous, on ALFWorld whose steps wait for ``seconds``, and one in 32 for ``rare``."""
     quick_suite, policy = games(16), make_policy("1 M", len_of_tokenizer())
     suite = SlowSuite(quick_suite, seconds, rare) if seconds else quick_suite
-    kinds: dict[str, RolloutSchedule] = {"Continuous": Continuous(), "Waves(2)": Waves(2), "Waves(1)": Waves()}
+    kinds: dict[str, RolloutSchedule] = {
+        "Asynchronous": Asynchronous(),
+        "Lockstep(2)": Lockstep(2),
+        "Lockstep(1)": Lockstep(),
+    }
     settings = {"groups": range(max(1, 8 // scale.part)), "size": 8, "turns": 10, "new": 24}
     workers = 8 if seconds else 2
     players = {

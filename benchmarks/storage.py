@@ -33,8 +33,8 @@ from comparison.provenance import provenance
 from spear_lightning.agents.base import Agent
 from spear_lightning.agents.stepwise import StepwiseAgent
 from spear_lightning.agents.transcript import TranscriptAgent
-from spear_lightning.data.samples import Row, rows_of
-from spear_lightning.data.token_pool import StoredRow, store_rows
+from spear_lightning.data.samples import Sample, samples_of
+from spear_lightning.data.token_pool import StoredSample, store_samples
 from spear_lightning.engines.base import Sampling
 from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
 from spear_lightning.environments.alfworld import ALFWorld
@@ -65,7 +65,7 @@ def play(agent: Agent, tasks: int, group: int, turns: int) -> list[Episode]:
     return [episode for episode in played.episodes if episode.status != "aborted"]
 
 
-def admitted(episodes: Sequence[Episode], group: int) -> list[Row]:
+def admitted(episodes: Sequence[Episode], group: int) -> list[Sample]:
     """Rows of half of each group, about as many as training admits.
 
     Which half does not matter to what rows look like, and the shipped policy seldom wins in ``stepwise`` context, which
@@ -75,11 +75,11 @@ def admitted(episodes: Sequence[Episode], group: int) -> list[Row]:
         row
         for episode in episodes
         if episode.index < group // 2
-        for _, row in rows_of(episode, np.ones(len(episode.turns)), np.ones(len(episode.turns), bool))
+        for _, row in samples_of(episode, np.ones(len(episode.turns)), np.ones(len(episode.turns), bool))
     ]
 
 
-def exact(row: Row, again: Row) -> bool:
+def exact(row: Sample, again: Sample) -> bool:
     """Whether all that is stored of a row came back."""
     return all(
         getattr(row, name).dtype == getattr(again, name).dtype
@@ -96,7 +96,7 @@ def file_bytes(values: Any) -> int:
     return file.tell()
 
 
-def parts(stored: Iterable[StoredRow]) -> dict[str, int]:
+def parts(stored: Iterable[StoredSample]) -> dict[str, int]:
     """Bytes of the arrays, by what they are."""
     stored = list(stored)
     pools = {id(row.pool): row.pool for row in stored}.values()
@@ -108,15 +108,15 @@ def parts(stored: Iterable[StoredRow]) -> dict[str, int]:
     }
 
 
-def measure(rows: Sequence[Row]) -> dict[str, Any]:
+def measure(rows: Sequence[Sample]) -> dict[str, Any]:
     """All figures of the rows of one context."""
     tokens = sum(map(len, rows))
     generated = sum(int((row.turns >= 0).sum()) for row in rows)
     started = time.process_time()
-    store_rows(rows)
+    store_samples(rows)
     put = time.process_time() - started
     tracemalloc.start()
-    stored = store_rows(rows)
+    stored = store_samples(rows)
     traced = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     started = time.process_time()

@@ -38,7 +38,7 @@ from measuring.interleaved import Costs, interleaved, ratio, spread
 from measuring.matmuls import MatmulRecorder
 from measuring.our_update import MODEL, QUICK, TOKENIZER, OurUpdate
 
-from spear_lightning.data.samples import Row
+from spear_lightning.data.samples import Sample
 from spear_lightning.policy.loading import load_tokenizer
 from spear_lightning.policy.packing import LAYOUTS, common_length, sorted_for_sharing
 from spear_lightning.utils.atomic import write_atomically
@@ -216,10 +216,10 @@ def iteration(size: Size) -> dict[str, Any]:
     return result
 
 
-def _row(prompt: np.ndarray, response: np.ndarray) -> Row:
+def _row(prompt: np.ndarray, response: np.ndarray) -> Sample:
     ids = np.concatenate([prompt, response])
     generated = np.arange(len(ids)) >= len(prompt)
-    return Row(
+    return Sample(
         ids=ids.astype(np.int32),
         mask=generated,
         logps=np.where(generated, -1.0, 0.0).astype(np.float32),

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from spear_lightning.agents.base import Ids, Player, Response
+from spear_lightning.agents.base import AgentSession, Ids, Response
 from spear_lightning.agents.stepwise import StepwiseAgent
-from spear_lightning.agents.transcript import TranscriptAgent, TranscriptPlayer
+from spear_lightning.agents.transcript import TranscriptAgent, TranscriptSession
 from spear_lightning.algorithm.estimators import GRPO
 from spear_lightning.algorithm.filters import QualityFilters
 from spear_lightning.algorithm.rewards import RewardComposer
-from spear_lightning.data.admission import fresh_rows
-from spear_lightning.data.samples import Row
+from spear_lightning.data.admission import fresh_samples
+from spear_lightning.data.samples import Sample
 from spear_lightning.data.scoring import estimate_advantages, score_episode
 from spear_lightning.engines.base import Sampling
 from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
@@ -45,7 +45,7 @@ class Played:
             int32 ``(tokens,)``, by ``(task, number of the attempt, turn)``.
     """
 
-    rows: dict[str, Row] = field(default_factory=dict)
+    rows: dict[str, Sample] = field(default_factory=dict)
     stepwise: dict[tuple[str, int, int], tuple[Ids, Ids]] = field(default_factory=dict)
 
 
@@ -84,7 +84,7 @@ def play(tasks: int, group_size: int, seed: int = 1, max_turns: int = 15, cache:
     filters = QualityFilters(overlong=False, incomplete=False, repetitive=False, unreadable=False, keep_share=1.0)
     scored = [score_episode(episode, RewardComposer(), filters, 1.0) for episode in done.episodes]
     estimate_advantages(scored, GRPO(normalize_std=False), filters)
-    return Played(fresh_rows(scored), agent.stepwise)
+    return Played(fresh_samples(scored), agent.stepwise)
 
 
 class _BothContexts(TranscriptAgent):
@@ -100,13 +100,15 @@ class _BothContexts(TranscriptAgent):
         super().bind(tokenizer)
         self._other.bind(tokenizer)
 
-    def start(self, task: Task, observation: Observation) -> TranscriptPlayer:
+    def start(self, task: Task, observation: Observation) -> TranscriptSession:
         self._attempts[task.id] += 1
         return _BothPlayer(self, observation, self._other.start(task, observation), (task.id, self._attempts[task.id]))
 
 
-class _BothPlayer(TranscriptPlayer):
-    def __init__(self, agent: _BothContexts, observation: Observation, other: Player, attempt: tuple[str, int]) -> None:
+class _BothPlayer(TranscriptSession):
+    def __init__(
+        self, agent: _BothContexts, observation: Observation, other: AgentSession, attempt: tuple[str, int]
+    ) -> None:
         super().__init__(agent, observation)
         self._record, self._other, self._attempt, self._turn = agent.stepwise, other, attempt, 0
 

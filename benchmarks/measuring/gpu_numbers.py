@@ -73,8 +73,8 @@ def engine() -> dict[str, Any]:
 def layouts() -> dict[str, Any]:
     """Values and gradients of each layout and precision, against padded rows in float32 with the same weights."""
     ids, mask = _rows()
-    want = mask * (torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)) < 0.6).cuda()
-    want[:, 0] = 0
+    loss_mask = mask * (torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)) < 0.6).cuda()
+    loss_mask[:, 0] = 0
     calls = []
     kernel = packed_attention.varlen_attn
     if kernel is not None:
@@ -87,15 +87,15 @@ def layouts() -> dict[str, Any]:
             policy = policy_of(layout, DTYPES[precision])
             policy.load_state_dict(rounded)
             calls.clear()
-            stats = policy.evaluate(ids, mask, 0.7, want=want)
-            ramp = torch.linspace(-1, 2, want.numel(), device="cuda").view(want.shape)
-            ((stats.logps * ramp + stats.entropies * ramp.flip(0)) * want).sum().backward()
+            stats = policy.evaluate(ids, mask, 0.7, loss_mask=loss_mask)
+            ramp = torch.linspace(-1, 2, loss_mask.numel(), device="cuda").view(loss_mask.shape)
+            ((stats.logps * ramp + stats.entropies * ramp.flip(0)) * loss_mask).sum().backward()
             gradients = [p.grad for p in policy.parameters()]
             logps = stats.logps.detach()
             if exact is None:
                 exact = logps, gradients
                 continue
-            chosen = want.bool()
+            chosen = loss_mask.bool()
             found[f"{name}, {layout}"] = {
                 "largest difference of a log-probability": float((logps - exact[0])[chosen].abs().max()),
                 "mean": float((logps - exact[0])[chosen].abs().mean()),
@@ -149,13 +149,13 @@ def _mismatch(policy: Policy, answers: list[tuple[Request, Completion]]) -> dict
     rows = [np.concatenate([asked.prompt_ids, given.ids]) for asked, given in answers]
     ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
     mask = torch.zeros_like(ids)
-    want = torch.zeros_like(ids)
+    loss_mask = torch.zeros_like(ids)
     for number, (row, (asked, _)) in enumerate(zip(rows, answers, strict=True)):
         ids[number, : len(row)], mask[number, : len(row)] = torch.from_numpy(row), 1
-        want[number, len(asked.prompt_ids) : len(row)] = 1
+        loss_mask[number, len(asked.prompt_ids) : len(row)] = 1
     with torch.no_grad():
-        stats = policy.evaluate(ids.cuda(), mask.cuda(), 0.9, want=want.cuda())
-    chosen = want.bool()
+        stats = policy.evaluate(ids.cuda(), mask.cuda(), 0.9, loss_mask=loss_mask.cuda())
+    chosen = loss_mask.bool()
     logps = torch.from_numpy(np.concatenate([given.logps for _, given in answers]))
     entropies = torch.from_numpy(np.concatenate([given.entropies for _, given in answers]))
     differences = (stats.logps.cpu()[chosen] - logps).abs()

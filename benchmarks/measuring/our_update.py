@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 
 from spear_lightning.algorithm.losses import PPOClip
 from spear_lightning.data.minibatches import IterationStream, Minibatch, StepPlan, build_minibatches
-from spear_lightning.data.samples import Row
+from spear_lightning.data.samples import Sample
 from spear_lightning.policy.packing import Layout
 from spear_lightning.policy.policy import Policy
 from spear_lightning.training.module import SpearModule
@@ -53,7 +53,7 @@ class OurUpdate:
 
     def __init__(
         self,
-        rows: Mapping[str, Row],
+        rows: Mapping[str, Sample],
         layout: Layout,
         max_tokens: int,
         model: dict[str, Any],
@@ -113,6 +113,6 @@ class OurUpdate:
         hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[:-1].numel()))
         with torch.no_grad():
             for batch in self.minibatch.fresh.micro_batches:
-                self.policy(batch.input_ids, batch.attention_mask, want=batch.response_mask)
+                self.policy(batch.input_ids, batch.attention_mask, loss_mask=batch.response_mask)
         hook.remove()
         return sum(seen)

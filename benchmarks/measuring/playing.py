@@ -20,8 +20,8 @@ from spear_lightning.environments.alfworld.suite import ALFWorld
 from spear_lightning.environments.base import Split, Task, TaskSuite
 from spear_lightning.environments.pool import EnvironmentPool
 from spear_lightning.policy.policy import Policy
-from spear_lightning.rollout.collector import Collector, RolloutSchedule, Waves
-from spear_lightning.rollout.episode_batch import PlayedEpisodes
+from spear_lightning.rollout.collector import Collector, Lockstep, RolloutSchedule
+from spear_lightning.rollout.episode_batch import RolloutResult
 from spear_lightning.rollout.specs import EpisodeSpec
 from spear_lightning.utils.randomness import stream_seed, uniforms
 
@@ -215,7 +215,7 @@ class Player:
         turns: int,
         new: int,
         workers: int = 2,
-        schedule: RolloutSchedule = Waves(),  # noqa: B008 - frozen
+        schedule: RolloutSchedule = Lockstep(),  # noqa: B008 - frozen
     ) -> None:
         agent = AnyResponseAgent(think=False)
         agent.bind(policy.tokenizer)
@@ -223,7 +223,7 @@ class Player:
         tasks = suite.tasks("train")
         self.specs = [EpisodeSpec(tasks[group], group, index) for group in groups for index in range(size)]
         self.collector = Collector(EnvironmentPool(suite, workers=workers), agent, engine, schedule=schedule)
-        self.played: PlayedEpisodes | None = None
+        self.played: RolloutResult | None = None
 
     def play(self) -> None:
         """Play all episodes once; always the same ones."""

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from measuring.counters import AllocationPeak, MessageCounter, SavedActivations, storage_bytes
 from spear_lightning.data.minibatches import IterationStream, Minibatch, StepPlan, build_minibatches
-from spear_lightning.data.samples import Row
+from spear_lightning.data.samples import Sample
 from spear_lightning.distributed.collectives import rank
 from spear_lightning.distributed.zero import ZeroStrategy
 from spear_lightning.engines.base import Request, Sampling
@@ -109,10 +109,10 @@ class Rows(LightningDataModule):
                 iteration=update,
             )
 
-    def _row(self, rng: np.random.Generator) -> Row:
+    def _row(self, rng: np.random.Generator) -> Sample:
         tokens = self.case.row_tokens
         generated = np.arange(tokens) > 0  # the head is computed for all but the first token
-        return Row(
+        return Sample(
             ids=rng.integers(5, 600, tokens, dtype=np.int32),
             mask=generated,
             logps=np.where(generated, -6.0, 0.0).astype(np.float32),
@@ -139,11 +139,11 @@ class MeasuredModule(SpearModule):
         self.found["parameters"] = storage_bytes(held)
         counter = MessageCounter()
         with counter:
-            acting = self.acting_policy()
+            acting = self.rollout_policy()
         self.found["messages of the replica"] = sum(counter.bytes.values())
         self.found["generation replica"] = 0 if acting is self.policy else storage_bytes(acting.parameters())
         self.found["generation cache"] = self._cache_bytes(acting)
-        self.release_acting_policy()
+        self.release_rollout_policy()
 
     def _cache_bytes(self, acting: Policy) -> int:
         engine = HuggingFaceEngine()

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from measuring.our_update import LEARNING_RATE
-from spear_lightning.data.samples import Row
+from spear_lightning.data.samples import Sample
 
 MISSING = "TRL is not installed: see the head of benchmarks/measuring/trl_update.py for the two lines it takes"
 
@@ -47,7 +47,7 @@ class TRLUpdate:
 
     def __init__(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[Sample],
         tokenizer: PreTrainedTokenizerBase,
         config: dict[str, Any],
         batch: int = 8,
@@ -105,7 +105,7 @@ class TRLUpdate:
         return sum(batch["prompt_ids"].numel() + batch["completion_ids"].numel() for batch in self._batches)
 
 
-def _as_rollout(rows: Sequence[Row]) -> dict[str, list[Any]]:
+def _as_rollout(rows: Sequence[Sample]) -> dict[str, list[Any]]:
     starts = [int(np.argmax(row.turns >= 0)) for row in rows]
     pairs = list(zip(rows, starts, strict=True))
     return {

@@ -65,7 +65,7 @@ class Response:
     tool_call: bool
 
 
-class Player(ABC):
+class AgentSession(ABC):
     """An agent in one episode; called in turn: :meth:`prompt`, :meth:`respond`, :meth:`observe`, :meth:`prompt`."""
 
     @abstractmethod
@@ -121,7 +121,7 @@ class Agent(ABC):
         self._specials = re.compile(r"(?!)")  # nothing, until the tokenizer is known
 
     @abstractmethod
-    def start(self, task: Task, observation: Observation) -> Player:
+    def start(self, task: Task, observation: Observation) -> AgentSession:
         """Begin an episode of ``task`` that opened with ``observation``."""
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from spear_lightning.agents.base import Agent, Ids, Player, Prompt, Response, without_task
+from spear_lightning.agents.base import Agent, AgentSession, Ids, Prompt, Response, without_task
 from spear_lightning.agents.chat_template import ChatFormat, Message
 from spear_lightning.environments.base import Observation, Task
 
@@ -99,9 +99,9 @@ class ChatAgent(Agent):
                 "anything: raise the limit, or shorten agent.system"
             )
 
-    def start(self, task: Task, observation: Observation) -> ChatPlayer:
+    def start(self, task: Task, observation: Observation) -> ChatSession:
         """Begin an episode."""
-        return ChatPlayer(self, observation)
+        return ChatSession(self, observation)
 
     def opening_ids(self, text: str) -> Ids:
         """Ids of what precedes the first response, int32 ``(tokens,)``."""
@@ -144,7 +144,7 @@ class ChatAgent(Agent):
         return self.interpret(ids, observation.admissible)
 
 
-class ChatPlayer(Player):
+class ChatSession(AgentSession):
     """One episode of a :class:`ChatAgent`."""
 
     def __init__(self, agent: ChatAgent, observation: Observation) -> None:

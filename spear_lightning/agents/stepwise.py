@@ -8,7 +8,16 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from spear_lightning.agents.base import ACTION_TAGS, THINK_TAGS, Agent, Ids, Player, Prompt, Response, without_task
+from spear_lightning.agents.base import (
+    ACTION_TAGS,
+    THINK_TAGS,
+    Agent,
+    AgentSession,
+    Ids,
+    Prompt,
+    Response,
+    without_task,
+)
 from spear_lightning.environments.base import Observation, Task
 
 _MOST_STEPS = 10**9  # a prompt that has left everything out still says how many steps were taken
@@ -117,9 +126,9 @@ class StepwiseAgent(Agent):
                 "anything: raise the limit, or shorten agent.role"
             )
 
-    def start(self, task: Task, observation: Observation) -> StepwisePlayer:
+    def start(self, task: Task, observation: Observation) -> StepwiseSession:
         """Begin an episode."""
-        return StepwisePlayer(self, observation)
+        return StepwiseSession(self, observation)
 
     def prompt_of(
         self, task: str, steps: int, history: Sequence[tuple[str, str]], observation: str, admissible: Sequence[str]
@@ -181,7 +190,7 @@ def _ever_shorter(page: _Page) -> Iterator[tuple[_Page, str]]:
         yield page, "task"
 
 
-class StepwisePlayer(Player):
+class StepwiseSession(AgentSession):
     """One episode of a :class:`StepwiseAgent`."""
 
     def __init__(self, agent: StepwiseAgent, observation: Observation) -> None:

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from spear_lightning.agents.base import ACTION_TAGS, Agent, Ids, Player, Prompt, Response, without_task
+from spear_lightning.agents.base import ACTION_TAGS, Agent, AgentSession, Ids, Prompt, Response, without_task
 from spear_lightning.environments.base import Observation, Task
 
 _TAG = re.compile(r"</?\w+>")
@@ -55,9 +55,9 @@ class TranscriptAgent(Agent):
         """The action tags and those of the templates."""
         return (*ACTION_TAGS, *_TAG.findall(self.opening + self.continuation))
 
-    def start(self, task: Task, observation: Observation) -> TranscriptPlayer:
+    def start(self, task: Task, observation: Observation) -> TranscriptSession:
         """Begin an episode."""
-        return TranscriptPlayer(self, observation)
+        return TranscriptSession(self, observation)
 
     def opening_ids(self, task: str, observation: str) -> Ids:
         """Ids of what precedes the first response, int32 ``(tokens,)``."""
@@ -77,7 +77,7 @@ class TranscriptAgent(Agent):
         return _FIELD.sub(lambda match: fields[match[1]], template)
 
 
-class TranscriptPlayer(Player):
+class TranscriptSession(AgentSession):
     """One episode of a :class:`TranscriptAgent`."""
 
     def __init__(self, agent: TranscriptAgent, observation: Observation) -> None:

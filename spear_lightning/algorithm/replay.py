@@ -21,12 +21,12 @@ __all__ = [
     "BaselineRecalibration",
     "Decay",
     "Drain",
-    "Drawn",
     "Gather",
     "Mix",
     "Recalibration",
     "ReplayBuffer",
     "ReplayEntry",
+    "ReplaySample",
     "ReplaySchedule",
     "RewardBaseline",
     "is_admissible",
@@ -41,7 +41,7 @@ def _alone(values: list[float]) -> list[float]:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class ReplaySample:
     """An entry to be replayed now, with its recalibrated advantage Ã: above 0, where what is outgrown is left out."""
 
     entry: ReplayEntry
@@ -213,7 +213,7 @@ class ReplayBuffer:
         self._shrink(gather)
         return len(admitted)
 
-    def usable(self, iteration: int, baseline: RewardBaseline, normalize_std: bool = False) -> list[Drawn]:
+    def usable(self, iteration: int, baseline: RewardBaseline, normalize_std: bool = False) -> list[ReplaySample]:
         """The entries on this rank that may be replayed now: not too old, A > 0 and, with ``filter_outgrown``, Ã > 0.
 
         Args:
@@ -222,7 +222,7 @@ class ReplayBuffer:
             normalize_std: whether fresh advantages are divided by a standard deviation.
         """
         young = (entry for entry in self._entries.values() if iteration - entry.iteration <= self.max_age)
-        judged = (Drawn(entry, self.recalibration(entry, baseline, normalize_std)) for entry in young)
+        judged = (ReplaySample(entry, self.recalibration(entry, baseline, normalize_std)) for entry in young)
         return [drawn for drawn in judged if drawn.advantage > 0 or not self.filter_outgrown]
 
     def draw(
@@ -234,7 +234,7 @@ class ReplayBuffer:
         fresh: int,
         normalize_std: bool = False,
         gather: Gather = _alone,
-    ) -> list[Drawn]:
+    ) -> list[ReplaySample]:
         """Draw uniformly, without replacement, what this iteration replays.
 
         Each usable entry gets a number from a counter-based hash of (seed, iteration, key); the smallest over all ranks

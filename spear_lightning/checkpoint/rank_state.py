@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from spear_lightning.algorithm.replay import ReplayBuffer
-from spear_lightning.data.samples import Row
-from spear_lightning.data.token_pool import StoredRow, TokenPool, store_rows
+from spear_lightning.data.samples import Sample
+from spear_lightning.data.token_pool import StoredSample, TokenPool, store_samples
 from spear_lightning.environments.base import Task
 from spear_lightning.rollout.episode import Episode, Turn
-from spear_lightning.rollout.episode_batch import PlayedEpisodes
+from spear_lightning.rollout.episode_batch import RolloutResult
 from spear_lightning.utils.randomness import stream_seed
 
 _FORMAT = 3
@@ -71,7 +71,7 @@ def _entries(state: dict[str, Any], wanted: Callable[[str], bool] = lambda key: 
     found = [entry for entry in state["entries"] if wanted(entry["key"])]
     version = state.get("format", 1)
     if version == 1:
-        rows = store_rows(Row(**_to_arrays(entry["payload"])) for entry in found)
+        rows = store_samples(Sample(**_to_arrays(entry["payload"])) for entry in found)
         return [{**entry, "payload": row} for entry, row in zip(found, rows, strict=True)]
     if version > _FORMAT:
         raise ValueError(
@@ -82,7 +82,7 @@ def _entries(state: dict[str, Any], wanted: Callable[[str], bool] = lambda key: 
     return [
         {
             **{name: value for name, value in entry.items() if name != "pool"},
-            "payload": StoredRow(pools[entry["pool"]], **_to_arrays(entry["payload"])),
+            "payload": StoredSample(pools[entry["pool"]], **_to_arrays(entry["payload"])),
         }
         for entry in found
     ]
@@ -90,7 +90,7 @@ def _entries(state: dict[str, Any], wanted: Callable[[str], bool] = lambda key: 
 
 def _put_away(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The same entries in a pool of their own: that of the rank that had them also has what is not theirs."""
-    rows = store_rows(entry["payload"].with_advantage(0.0) for entry in entries)
+    rows = store_samples(entry["payload"].with_advantage(0.0) for entry in entries)
     return [{**entry, "payload": row} for entry, row in zip(entries, rows, strict=True)]
 
 
@@ -134,7 +134,7 @@ def _rank_file(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank:05d}.pt"
 
 
-def _to_tensors(row: StoredRow) -> dict[str, torch.Tensor]:
+def _to_tensors(row: StoredSample) -> dict[str, torch.Tensor]:
     arrays = {name: getattr(row, name) for name in ("slices", "logps", "spans", "weights")}
     return {name: torch.from_numpy(array.copy()) for name, array in arrays.items() if array is not None}
 
@@ -149,7 +149,7 @@ _TURN = [field.name for field in fields(Turn) if field.name not in ("prompt_ids"
 _EPISODE = [field.name for field in fields(Episode) if field.name not in ("task", "turns")]
 
 
-def played_to_state(iteration: int, played: PlayedEpisodes) -> dict[str, Any]:
+def played_to_state(iteration: int, played: RolloutResult) -> dict[str, Any]:
     """Episodes as plain types and a few tensors.
 
     Args:
@@ -180,7 +180,7 @@ def played_to_state(iteration: int, played: PlayedEpisodes) -> dict[str, Any]:
     }
 
 
-def played_from_states(states: Iterable[dict[str, Any]], rank: int, world_size: int) -> tuple[int, PlayedEpisodes]:
+def played_from_states(states: Iterable[dict[str, Any]], rank: int, world_size: int) -> tuple[int, RolloutResult]:
     """The episodes that a rank would have played, of those that all ranks of the saved run have played.
 
     Args:
@@ -211,7 +211,7 @@ def played_from_states(states: Iterable[dict[str, Any]], rank: int, world_size: 
         for name, count in state["shortened"].items():
             shortened[name] = shortened.get(name, 0) + count
     episodes.sort(key=lambda episode: (episode.group, episode.index))
-    return iteration, PlayedEpisodes(episodes, seconds, shortened)
+    return iteration, RolloutResult(episodes, seconds, shortened)
 
 
 def _episodes(state: dict[str, Any]) -> Iterator[Episode]:

@@ -27,7 +27,7 @@ from spear_lightning.cli.fit import SpearCLI, make_cli
 from spear_lightning.distributed.zero import ZeroStrategy
 from spear_lightning.planning.inputs import Inputs, read_inputs
 from spear_lightning.planning.memory import PHASES, MemoryPlan, Part, Phase
-from spear_lightning.planning.suggestions import Remedy, Situation, remedies
+from spear_lightning.planning.suggestions import Situation, Suggestion, suggestions
 from spear_lightning.utils.atomic import write_atomically
 
 _UNITS = {"": 1, **{f"{letter}b": 1000**k for k, letter in enumerate("kmgt", 1)}}
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str]) -> int:
         inputs.gpu,
         inputs.strategy.stage if isinstance(inputs.strategy, ZeroStrategy) else None,
     )
-    found = [] if situation.fits else remedies(situation)
+    found = [] if situation.fits else suggestions(situation)
     estimate = deepspeed_estimate(situation)
     _print(Console(), inputs, situation, estimate, found)
     if config.json is not None:
@@ -171,7 +171,7 @@ def model_states(plan: MemoryPlan) -> int:
 
 
 def _print(
-    console: Console, inputs: Inputs, situation: Situation, estimate: int | None, found: Sequence[Remedy]
+    console: Console, inputs: Inputs, situation: Situation, estimate: int | None, found: Sequence[Suggestion]
 ) -> None:
     plan, layout, model = situation.plan, situation.layout, situation.model
     unit, size = ("GiB", _GIB) if plan.peak >= 10 * _GIB else ("MiB", 1024**2)
@@ -225,7 +225,7 @@ def _verdict(situation: Situation) -> str:
     )
 
 
-def _record(inputs: Inputs, situation: Situation, estimate: int | None, found: Sequence[Remedy]) -> dict[str, Any]:
+def _record(inputs: Inputs, situation: Situation, estimate: int | None, found: Sequence[Suggestion]) -> dict[str, Any]:
     plan = situation.plan
     return {
         "fits": situation.fits,
@@ -244,7 +244,7 @@ def _record(inputs: Inputs, situation: Situation, estimate: int | None, found: S
         "start_of_a_node": situation.layout.ranks_per_node * inputs.start,
         "deepspeed_model_states": estimate,
         "notes": list(inputs.notes),
-        "remedies": [vars(remedy) for remedy in found],
+        "suggestions": [vars(remedy) for remedy in found],
     }
 
 

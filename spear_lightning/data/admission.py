@@ -6,35 +6,35 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from spear_lightning.algorithm.replay import Drawn, ReplayBuffer, ReplayEntry, RewardBaseline, is_admissible
-from spear_lightning.data.samples import Row, rows_of
+from spear_lightning.algorithm.replay import ReplayBuffer, ReplayEntry, ReplaySample, RewardBaseline, is_admissible
+from spear_lightning.data.samples import Sample, samples_of
 from spear_lightning.data.scoring import GroupStatistics, ScoredEpisode
-from spear_lightning.data.token_pool import RowStore
+from spear_lightning.data.token_pool import SampleStore
 from spear_lightning.distributed.collectives import concatenate, gather
 from spear_lightning.rollout.episode import Episode
 
 
-def fresh_rows(scored: Iterable[ScoredEpisode]) -> dict[str, Row]:
+def fresh_samples(scored: Iterable[ScoredEpisode]) -> dict[str, Sample]:
     """Rows that carry a loss, by a key that is unique over ranks and iterations."""
     return {
         _key(item.episode, turn): row
         for item in scored
-        for turn, row in rows_of(item.episode, item.advantages, item.keep)
+        for turn, row in samples_of(item.episode, item.advantages, item.keep)
         if row.mask.any()
     }
 
 
 def admissible_entries(
-    scored: Iterable[ScoredEpisode], rows: Mapping[str, Row], has_tools: bool = True
+    scored: Iterable[ScoredEpisode], rows: Mapping[str, Sample], has_tools: bool = True
 ) -> list[ReplayEntry]:
     """Replay entries of the rows with a positive advantage (algorithm.md §3), put away together.
 
     Args:
         scored: of one iteration.
-        rows: of these episodes, by the keys of :func:`fresh_rows`, with the log-probabilities to keep.
+        rows: of these episodes, by the keys of :func:`fresh_samples`, with the log-probabilities to keep.
         has_tools: the task has tools: only episodes with at least one tool call are admitted.
     """
-    store = RowStore()
+    store = SampleStore()
     entries = [
         ReplayEntry(
             key=key,
@@ -49,14 +49,14 @@ def admissible_entries(
     return entries
 
 
-def recalibrated(drawn: Sequence[Drawn]) -> dict[str, Row]:
+def recalibrated(drawn: Sequence[ReplaySample]) -> dict[str, Sample]:
     """Rows of drawn entries with their recalibrated advantage Ã; log-probabilities stay those they were played with."""
     return {item.entry.key: item.entry.payload.with_advantage(item.advantage) for item in drawn}
 
 
 def _admissible(
-    scored: Iterable[ScoredEpisode], rows: Mapping[str, Row], has_tools: bool
-) -> Iterator[tuple[ScoredEpisode, str, Row]]:
+    scored: Iterable[ScoredEpisode], rows: Mapping[str, Sample], has_tools: bool
+) -> Iterator[tuple[ScoredEpisode, str, Sample]]:
     for item in scored:
         for turn in range(len(item.episode.turns)):
             key = _key(item.episode, turn)
@@ -78,13 +78,13 @@ def draw_and_admit(
     replay: ReplayBuffer,
     baseline: RewardBaseline,
     scored: Sequence[ScoredEpisode],
-    rows: Mapping[str, Row],
+    rows: Mapping[str, Sample],
     iteration: int,
     *,
     seed: int,
     normalize_std: bool,
     has_tools: bool,
-) -> tuple[dict[str, Row], dict[str, float]]:
+) -> tuple[dict[str, Sample], dict[str, float]]:
     """Draw before the new successes enter, so that none is both fresh and replayed. Every rank must call it.
 
     Args:
@@ -114,7 +114,7 @@ def draw_and_admit(
 
 
 def _metrics(
-    replay: ReplayBuffer, baseline: RewardBaseline, drawn: Sequence[Drawn], iteration: int
+    replay: ReplayBuffer, baseline: RewardBaseline, drawn: Sequence[ReplaySample], iteration: int
 ) -> dict[str, float]:
     ages = [iteration - item.entry.iteration for item in drawn]
     sizes = gather((len(replay), len(drawn), sum(ages), sum(item.advantage for item in drawn)))

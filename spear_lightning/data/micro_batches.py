@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spear_lightning.data.samples import Row
+from spear_lightning.data.samples import Sample
 from spear_lightning.distributed.collectives import gather
 from spear_lightning.policy.packing import Layout, common_length, sorted_for_sharing
 from spear_lightning.utils.randomness import stream_seed
@@ -82,7 +82,12 @@ def as_many_as_other_ranks(
 
 
 def pack(
-    rows: Sequence[Row], *, pad_id: int, max_tokens: int, source: Literal["fresh", "replay"], layout: Layout = "padded"
+    rows: Sequence[Sample],
+    *,
+    pad_id: int,
+    max_tokens: int,
+    source: Literal["fresh", "replay"],
+    layout: Layout = "padded",
 ) -> list[MicroBatch]:
     """Pack rows into micro-batches, as :func:`plan` says.
 
@@ -100,7 +105,7 @@ def pack(
     return [micro_batch_of([rows[number] for number in part], pad_id, source) for part in parts]
 
 
-def plan(rows: Sequence[Row], max_tokens: int, layout: Layout = "padded") -> list[list[int]]:
+def plan(rows: Sequence[Sample], max_tokens: int, layout: Layout = "padded") -> list[list[int]]:
     """Which rows share a micro-batch: as few as the budget allows, of about equal cost.
 
     Rows of similar length go together; for the ``shared`` layout, rows that begin alike. A row that alone exceeds the
@@ -126,7 +131,7 @@ def plan(rows: Sequence[Row], max_tokens: int, layout: Layout = "padded") -> lis
     return [order[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
 
-def micro_batch_of(rows: Sequence[Row], pad_id: int, source: Literal["fresh", "replay"]) -> MicroBatch:
+def micro_batch_of(rows: Sequence[Sample], pad_id: int, source: Literal["fresh", "replay"]) -> MicroBatch:
     """At least one row as one micro-batch, short rows filled up with ``pad_id``."""
     shape = (len(rows), max(2, *(len(row) for row in rows)))
     ids, attention = np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64)
@@ -170,7 +175,7 @@ def split_minibatches(keys: Sequence[Key], count: int, seed: int) -> dict[Key, i
     return {key: position * count // len(shuffled) for position, key in enumerate(shuffled)}
 
 
-def _padded(rows: Sequence[Row], max_tokens: int) -> tuple[list[int], list[int]]:
+def _padded(rows: Sequence[Sample], max_tokens: int) -> tuple[list[int], list[int]]:
     order = sorted(range(len(rows)), key=lambda number: (-len(rows[number]), number))
     lengths = [len(rows[number]) for number in order]
     alone = sum(length > max_tokens for length in lengths)
@@ -178,13 +183,13 @@ def _padded(rows: Sequence[Row], max_tokens: int) -> tuple[list[int], list[int]]
     return order, [1] * alone + _balanced(partial(_rectangles, lengths[alone:]), low, max_tokens)
 
 
-def _packed(rows: Sequence[Row], max_tokens: int) -> tuple[list[int], list[int]]:
+def _packed(rows: Sequence[Sample], max_tokens: int) -> tuple[list[int], list[int]]:
     order = sorted(range(len(rows)), key=lambda number: (-len(rows[number]), number))
     lengths = [len(rows[number]) for number in order]
     return order, _balanced(partial(_chains, lengths, lengths), 1, max_tokens)
 
 
-def _shared(rows: Sequence[Row], max_tokens: int) -> tuple[list[int], list[int]]:
+def _shared(rows: Sequence[Sample], max_tokens: int) -> tuple[list[int], list[int]]:
     order = sorted_for_sharing([row.ids for row in rows])
     lengths = [len(rows[number]) for number in order]
     common = [common_length(rows[one].ids, rows[other].ids) for one, other in pairwise(order)]
@@ -192,7 +197,7 @@ def _shared(rows: Sequence[Row], max_tokens: int) -> tuple[list[int], list[int]]
     return order, _balanced(partial(_chains, lengths, own), 1, max_tokens)
 
 
-_ORDERS: dict[Layout, Callable[[Sequence[Row], int], tuple[list[int], list[int]]]] = {
+_ORDERS: dict[Layout, Callable[[Sequence[Sample], int], tuple[list[int], list[int]]]] = {
     "padded": _padded,
     "packed": _packed,
     "shared": _shared,
@@ -243,7 +248,7 @@ def _chains(first: list[int], further: list[int], budget: int) -> list[int]:
     return sizes
 
 
-def _padded_weights(rows: Sequence[Row], shape: tuple[int, int]) -> Tensor | None:
+def _padded_weights(rows: Sequence[Sample], shape: tuple[int, int]) -> Tensor | None:
     """Weights of rows, 1 where there are none; ``None`` if no row has any."""
     if all(row.weights is None for row in rows):
         return None

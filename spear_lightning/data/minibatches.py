@@ -15,7 +15,7 @@ from typing import Generic, Literal, TypeVar
 import torch
 
 from spear_lightning.data.micro_batches import MicroBatch, as_many_as_other_ranks, pack, split_minibatches
-from spear_lightning.data.samples import Row
+from spear_lightning.data.samples import Sample
 from spear_lightning.distributed.collectives import concatenate, total
 from spear_lightning.policy.packing import Layout
 from spear_lightning.utils.randomness import stream_seed
@@ -118,8 +118,8 @@ class StepPlan:
 
 
 def build_minibatches(
-    fresh: Mapping[str, Row],
-    replay: Mapping[str, Row],
+    fresh: Mapping[str, Sample],
+    replay: Mapping[str, Sample],
     *,
     plan: StepPlan,
     length: int = 0,
@@ -146,7 +146,7 @@ def build_minibatches(
         layout: how the policy takes rows.
     """
 
-    def dealt(source: Source, rows: Mapping[str, Row], steps: int | None = None) -> list[Part]:
+    def dealt(source: Source, rows: Mapping[str, Sample], steps: int | None = None) -> list[Part]:
         keys = concatenate(sorted(rows))
         count = plan.count(len(keys)) if steps is None else steps
         parts: list[Part] = []
@@ -171,7 +171,7 @@ def build_minibatches(
     ]
 
 
-def _part(rows: list[Row], max_tokens: int, pad_id: int, source: Source, layout: Layout) -> Part:
+def _part(rows: list[Sample], max_tokens: int, pad_id: int, source: Source, layout: Layout) -> Part:
     rows = [row for row in rows if row.mask.any()]  # a row without loss would only cost time
     packed = pack(rows, pad_id=pad_id, max_tokens=max_tokens, source=source, layout=layout)
     packed = as_many_as_other_ranks(packed, pad_id, source)

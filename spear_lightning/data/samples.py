@@ -12,7 +12,7 @@ from spear_lightning.rollout.episode import Episode, Turn
 
 
 @dataclass(slots=True)
-class Row:
+class Sample:
     """One sequence of tokens to train on; all arrays have shape ``(tokens,)``.
 
     Attributes:
@@ -39,14 +39,14 @@ class Row:
         """Mean advantage of the tokens in the loss; 0 if there are none."""
         return float(self.advantages[self.mask].mean()) if self.mask.any() else 0.0
 
-    def with_advantage(self, advantage: float) -> Row:
+    def with_advantage(self, advantage: float) -> Sample:
         """The same tokens with one advantage on all that were generated."""
         return replace(self, advantages=np.where(self.turns >= 0, np.float32(advantage), np.float32(0)))
 
 
-def rows_of(
+def samples_of(
     episode: Episode, advantages: npt.NDArray[np.floating], keep: npt.NDArray[np.bool_]
-) -> list[tuple[int, Row]]:
+) -> list[tuple[int, Sample]]:
     """The training rows of an episode.
 
     Args:
@@ -73,10 +73,10 @@ def _row(
     numbers: Sequence[int],
     advantages: npt.NDArray[np.floating],
     keep: npt.NDArray[np.bool_],
-) -> Row:
+) -> Sample:
     """The turns of these numbers, end to end."""
     tokens = sum(len(turns[number].prompt_ids) + len(turns[number].response_ids) for number in numbers)
-    row = Row(
+    row = Sample(
         ids=np.empty(tokens, np.int32),
         mask=np.zeros(tokens, bool),
         logps=np.zeros(tokens, np.float32),

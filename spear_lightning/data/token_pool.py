@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from spear_lightning.data.samples import Row
+from spear_lightning.data.samples import Sample
 
 _Ids = npt.NDArray[np.int32]
 
@@ -119,7 +119,7 @@ class TokenPool:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredRow:
+class StoredSample:
     """A training row put away.
 
     Attributes:
@@ -140,7 +140,7 @@ class StoredRow:
     def __len__(self) -> int:
         return int(self.spans[:, :2].sum())
 
-    def with_advantage(self, advantage: float) -> Row:
+    def with_advantage(self, advantage: float) -> Sample:
         """The row as it was put away, with one advantage on all tokens that were generated."""
         lengths = self.spans[:, :2].ravel()
         spans = len(self.spans)
@@ -148,7 +148,7 @@ class StoredRow:
         in_loss = np.stack([np.zeros(spans), self.spans[:, 3]], axis=1).ravel()
         turns = np.repeat(of_turn, lengths).astype(np.int16)
         generated = turns >= 0
-        return Row(
+        return Sample(
             ids=self.pool.take(self.slices),
             mask=np.repeat(in_loss, lengths).astype(bool),
             logps=_spread(self.logps, generated, 0),
@@ -158,26 +158,26 @@ class StoredRow:
         )
 
 
-class RowStore:
+class SampleStore:
     """Puts rows away that share a pool: those of one iteration, which also leave the replay buffer together."""
 
     def __init__(self) -> None:
         self._pool = TokenPool()
 
-    def add(self, row: Row) -> StoredRow:
+    def add(self, row: Sample) -> StoredSample:
         """Put a row away; its advantages are not kept, since a replayed row gets new ones."""
         generated = row.turns >= 0
         weights = None if row.weights is None else row.weights[generated]
-        return StoredRow(self._pool, self._pool.add(row.ids), row.logps[generated], _spans(row), weights)
+        return StoredSample(self._pool, self._pool.add(row.ids), row.logps[generated], _spans(row), weights)
 
     def complete(self) -> None:
         """Nothing will be added any more."""
         self._pool.complete()
 
 
-def store_rows(rows: Iterable[Row]) -> list[StoredRow]:
+def store_samples(rows: Iterable[Sample]) -> list[StoredSample]:
     """Put rows away together, in their order."""
-    store = RowStore()
+    store = SampleStore()
     stored = [store.add(row) for row in rows]
     store.complete()
     return stored
@@ -204,7 +204,7 @@ def _spread(values: npt.NDArray[np.float32], where: npt.NDArray[np.bool_], rest:
     return whole
 
 
-def _spans(row: Row) -> npt.NDArray[np.int32]:
+def _spans(row: Sample) -> npt.NDArray[np.int32]:
     """Runs of equal turn and mask, each with the tokens before it that were not generated."""
     if not len(row):
         return np.zeros((0, 4), np.int32)

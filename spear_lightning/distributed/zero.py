@@ -208,7 +208,7 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     # --- generation ----------------------------------------------------------------------------------------------
 
-    def acting_policy(self, policy: Policy) -> Policy:
+    def rollout_policy(self, policy: Policy) -> Policy:
         """The policy to generate with. Every rank must call it.
 
         Args:
@@ -230,7 +230,7 @@ class ZeroStrategy(DeepSpeedStrategy):
                     target.data = source.detach().clone()
         return self._replica
 
-    def release_acting_policy(self) -> None:
+    def release_rollout_policy(self) -> None:
         """The rollout phase is over: free the copy, if so configured."""
         if self._replica is not None and self.free_replica:
             for parameter in self._replica.parameters():

@@ -54,7 +54,7 @@ class Situation:
 
 
 @dataclass(frozen=True)
-class Remedy:
+class Suggestion:
     """A change that makes it fit.
 
     Attributes:
@@ -66,7 +66,7 @@ class Remedy:
     needed: int
 
 
-def remedies(situation: Situation) -> list[Remedy]:
+def suggestions(situation: Situation) -> list[Suggestion]:
     """The changes that make a run fit.
 
     Args:
@@ -78,7 +78,7 @@ def remedies(situation: Situation) -> list[Remedy]:
     """
     single = [(text, changed) for text, changed in _changes(situation) if changed.fits]
     if single:
-        return [Remedy(text, changed.needed) for text, changed in single]
+        return [Suggestion(text, changed.needed) for text, changed in single]
     texts: list[str] = []
     while not situation.fits:
         better = next(((t, c) for t, c in _changes(situation) if c.needed < situation.needed), None)
@@ -86,7 +86,7 @@ def remedies(situation: Situation) -> list[Remedy]:
             return []
         texts.append(better[0])
         situation = better[1]
-    return [Remedy(" and ".join(_last_of_each(texts)), situation.needed)]
+    return [Suggestion(" and ".join(_last_of_each(texts)), situation.needed)]
 
 
 def _changes(now: Situation) -> Iterator[tuple[str, Situation]]:

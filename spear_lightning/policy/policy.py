@@ -146,11 +146,11 @@ class Policy(nn.Module):
         attention_mask: Tensor,
         temperature: float = 1.0,
         *,
-        want: Tensor | None = None,
+        loss_mask: Tensor | None = None,
     ) -> TokenStats:
         """Log-probability and entropy of tokens at a temperature; see :meth:`evaluate`, which is the same."""
         mask = attention_mask.bool()
-        wanted = mask if want is None else mask & want.bool()
+        wanted = mask if loss_mask is None else mask & loss_mask.bool()
         # Token t is predicted at position t - 1.
         rows, columns = wanted[:, 1:].nonzero(as_tuple=True)
         targets = input_ids[rows, columns + 1].long()
@@ -171,7 +171,7 @@ class Policy(nn.Module):
         attention_mask: Tensor,
         temperature: float = 1.0,
         *,
-        want: Tensor | None = None,
+        loss_mask: Tensor | None = None,
     ) -> TokenStats:
         """Log-probability and entropy of tokens at a temperature.
 
@@ -179,8 +179,8 @@ class Policy(nn.Module):
             input_ids: token ids, integers ``(rows, tokens)``.
             attention_mask: 1 at tokens, 0 at padding, ``(rows, tokens)``; padding on the right is cheapest.
             temperature: logits are divided by it; above 0.
-            want: 1 where an answer is wanted, ``(rows, tokens)``; by default at every token. Only there is the output
-                head computed.
+            loss_mask: 1 where an answer is wanted, ``(rows, tokens)``; by default at every token. Only there is the
+                output head computed.
 
         Returns:
             Both results aligned with ``input_ids``: entry ``[i, t]`` is about token ``t``, predicted from the tokens
@@ -189,7 +189,7 @@ class Policy(nn.Module):
         Raises:
             ValueError: the temperature is not above 0.
         """
-        stats: TokenStats = self(input_ids, attention_mask, temperature, want=want)
+        stats: TokenStats = self(input_ids, attention_mask, temperature, loss_mask=loss_mask)
         return stats
 
     def next_token_logits(self, input_ids: Tensor, last: Tensor, **inputs: Any) -> Tensor:
@@ -312,16 +312,16 @@ class Reference(nn.Module):
         self._held = (policy if self._adapted else copy.deepcopy(policy).requires_grad_(False).eval(),)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, temperature: float = 1.0, *, want: Tensor | None = None
+        self, input_ids: Tensor, attention_mask: Tensor, temperature: float = 1.0, *, loss_mask: Tensor | None = None
     ) -> TokenStats:
         """As :meth:`Policy.evaluate`, without gradient."""
         (policy,) = self._held
         with torch.no_grad():
             if not self._adapted:
-                return policy.evaluate(input_ids, attention_mask, temperature, want=want)
+                return policy.evaluate(input_ids, attention_mask, temperature, loss_mask=loss_mask)
             wrapper: Any = policy.model
             with wrapper.disable_adapter():
-                return policy.evaluate(input_ids, attention_mask, temperature, want=want)
+                return policy.evaluate(input_ids, attention_mask, temperature, loss_mask=loss_mask)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Reference:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

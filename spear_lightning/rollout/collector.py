@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from spear_lightning.agents.base import Agent
 from spear_lightning.engines.base import RolloutEngine, Sampling
 from spear_lightning.environments.pool import EnvironmentPool
-from spear_lightning.rollout.episode_batch import Phase, PlayedEpisodes, Rules
+from spear_lightning.rollout.episode_batch import EpisodeBatch, RolloutResult, Rules
 from spear_lightning.rollout.specs import EpisodeSpec
 
 
@@ -18,7 +18,7 @@ class RolloutSchedule(ABC):
     """Plays all episodes of a phase. A base class, so that a configuration can name a schedule by its class name."""
 
     @abstractmethod
-    def play(self, phase: Phase, active: int) -> None:
+    def play(self, phase: EpisodeBatch, active: int) -> None:
         """Play to the end.
 
         Args:
@@ -28,7 +28,7 @@ class RolloutSchedule(ABC):
 
 
 @dataclass(frozen=True)
-class Waves(RolloutSchedule):
+class Lockstep(RolloutSchedule):
     """Episodes in waves that take turns: while one generates, the environments of the others are stepped.
 
     A wave goes on when all its environments have answered, in a fixed order, so every run has the same batches. Tasks
@@ -48,7 +48,7 @@ class Waves(RolloutSchedule):
         if self.count < 1:
             raise ValueError(f"data.schedule.count must be at least 1, not {self.count}")
 
-    def play(self, phase: Phase, active: int) -> None:
+    def play(self, phase: EpisodeBatch, active: int) -> None:
         """Play to the end."""
         waves = deal(phase.specs, min(self.count, active))
         size, more = divmod(active, len(waves) or 1)
@@ -72,13 +72,13 @@ class _Wave:
     free: deque[int]
     stepping: list[int] = field(default_factory=list)  # slots whose environment owes an answer
 
-    def fill(self, phase: Phase) -> None:
+    def fill(self, phase: EpisodeBatch) -> None:
         """Have waiting episodes opened in free slots."""
         starting = {self.free.popleft(): self.waiting.popleft() for _ in range(min(len(self.waiting), len(self.free)))}
         phase.begin(starting)
         self.stepping += starting
 
-    def turn(self, phase: Phase) -> bool:
+    def turn(self, phase: EpisodeBatch) -> bool:
         """One response for each episode; false if there is none any more."""
         over = phase.observe(phase.gather(self.stepping))
         ready = sorted(set(self.stepping).difference(over))
@@ -94,15 +94,15 @@ class _Wave:
 
 
 @dataclass(frozen=True)
-class Continuous(RolloutSchedule):
+class Asynchronous(RolloutSchedule):
     """Each episode goes on as soon as its environment has answered; it waits for no other one.
 
     The fastest where environments are slow, or some much slower than others. Which responses are generated together is
     then a question of time: two runs of the same seed play the same episodes, with log-probabilities that may differ in
-    the last bit, so their learning curves part sooner or later. Use :class:`Waves` where runs must repeat exactly.
+    the last bit, so their learning curves part sooner or later. Use :class:`Lockstep` where runs must repeat exactly.
     """
 
-    def play(self, phase: Phase, active: int) -> None:
+    def play(self, phase: EpisodeBatch, active: int) -> None:
         """Play to the end."""
         waiting, free = deque(range(len(phase.specs))), deque(range(active))
         stepping = 0
@@ -176,7 +176,7 @@ class Collector:
         engine: RolloutEngine,
         max_active: int | None = None,
         max_episode_tokens: int | None = None,
-        schedule: RolloutSchedule = Waves(),
+        schedule: RolloutSchedule = Lockstep(),
     ) -> None:
         for name, limit in (("max_active", max_active), ("max_episode_tokens", max_episode_tokens)):
             if limit is not None and limit < 1:
@@ -195,7 +195,7 @@ class Collector:
         seed: int,
         max_turns: int,
         on_step: Callable[[int, int], None] | None = None,
-    ) -> PlayedEpisodes:
+    ) -> RolloutResult:
         """Play one episode per spec.
 
         Args:
@@ -218,7 +218,7 @@ class Collector:
             max_turns=max_turns,
             max_episode_tokens=self.max_episode_tokens if self.agent.context == "conversation" else None,
         )
-        phase = Phase(specs, self.pool, self.agent, self.engine, rules, on_step)
+        phase = EpisodeBatch(specs, self.pool, self.agent, self.engine, rules, on_step)
         try:
             if specs:
                 self.schedule.play(phase, min(self.max_active or len(specs), len(specs)))

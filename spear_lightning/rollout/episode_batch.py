@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from spear_lightning.agents.base import Agent, Player, Prompt, Response
+from spear_lightning.agents.base import Agent, AgentSession, Prompt, Response
 from spear_lightning.engines.base import Completion, CompletionStream, Request, RolloutEngine, Sampling
 from spear_lightning.environments.base import Observation
 from spear_lightning.environments.pool import EnvironmentPool
@@ -20,7 +20,7 @@ from spear_lightning.utils.randomness import stream_seed
 
 
 @dataclass(frozen=True, slots=True)
-class PlayedEpisodes:
+class RolloutResult:
     """What came of a list of specs.
 
     Attributes:
@@ -66,13 +66,13 @@ class _Running:
     number: int
     episode: Episode
     session: str
-    player: Player | None = None
+    player: AgentSession | None = None
     observation: Observation = field(default_factory=lambda: Observation(""))
     prompt: Prompt | None = None
     answered: tuple[Completion, Response] | None = None
 
 
-class Phase:
+class EpisodeBatch:
     """Episodes, their environments and their prompts. A schedule says when each of its methods is called.
 
     An episode goes round: :meth:`begin`, then :meth:`observe` when its environment has answered, :meth:`requests` for
@@ -221,10 +221,10 @@ class Phase:
             self.engine.end(running.session)
         self._pool.release(list(self._running))
 
-    def result(self) -> PlayedEpisodes:
+    def result(self) -> RolloutResult:
         """What was played."""
         other = time.perf_counter() - self._started - sum(self._seconds.values())
-        return PlayedEpisodes(self._episodes, {**self._seconds, "other": other}, dict(self._shortened))
+        return RolloutResult(self._episodes, {**self._seconds, "other": other}, dict(self._shortened))
 
     # --- one episode ---------------------------------------------------------------------------------------------
 

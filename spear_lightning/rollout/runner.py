@@ -21,7 +21,7 @@ from spear_lightning.policy.policy import Policy
 from spear_lightning.policy.snapshot import WeightSnapshot
 from spear_lightning.rollout.collector import Collector
 from spear_lightning.rollout.episode import Episode
-from spear_lightning.rollout.episode_batch import PlayedEpisodes
+from spear_lightning.rollout.episode_batch import RolloutResult
 from spear_lightning.rollout.specs import EpisodeSpec
 from spear_lightning.utils.randomness import stream_seed
 
@@ -35,13 +35,13 @@ class _CancelledError(Exception):
     """The episodes are not wanted any more."""
 
 
-class AheadPlayer:
+class AsyncRollout:
     """Plays the episodes of one iteration at a time in the background, and keeps them until they are asked for."""
 
     def __init__(self) -> None:
         self._iteration: int | None = None
         self._thread: threading.Thread | None = None
-        self._played: PlayedEpisodes | None = None
+        self._played: RolloutResult | None = None
         self._error: BaseException | None = None
         self._cancelled = False
         self._progress = (0, 0)
@@ -52,7 +52,7 @@ class AheadPlayer:
         """Whose episodes are being played or kept; ``None`` if there are none."""
         return self._iteration
 
-    def start(self, iteration: int, play: Callable[[OnStep], PlayedEpisodes], device: torch.device) -> None:
+    def start(self, iteration: int, play: Callable[[OnStep], RolloutResult], device: torch.device) -> None:
         """Play in the background.
 
         Args:
@@ -81,7 +81,7 @@ class AheadPlayer:
         self._thread = threading.Thread(target=run, name=f"rollout of iteration {iteration}", daemon=True)
         self._thread.start()
 
-    def keep(self, iteration: int, played: PlayedEpisodes) -> None:
+    def keep(self, iteration: int, played: RolloutResult) -> None:
         """Keep episodes that were played before (from a checkpoint)."""
         self.cancel()
         self._iteration, self._played = iteration, played
@@ -108,14 +108,14 @@ class AheadPlayer:
             self._iteration = None
             raise error
 
-    def peek(self) -> tuple[int, PlayedEpisodes] | None:
+    def peek(self) -> tuple[int, RolloutResult] | None:
         """The iteration and its episodes, once they are played, without taking them; ``None`` if there are none."""
         self.wait()
         if self._iteration is None or self._played is None:
             return None
         return self._iteration, self._played
 
-    def take(self, on_step: OnStep | None = None) -> PlayedEpisodes:
+    def take(self, on_step: OnStep | None = None) -> RolloutResult:
         """The episodes, once they are played; they are not kept any longer.
 
         Args:
@@ -178,10 +178,10 @@ class PolicyOwner(Protocol):
     def device(self) -> torch.device:
         """That the policy is on."""
 
-    def acting_policy(self) -> Policy:
+    def rollout_policy(self) -> Policy:
         """The policy to play with, with all its weights."""
 
-    def release_acting_policy(self) -> None:
+    def release_rollout_policy(self) -> None:
         """Nothing is generated any more in this phase."""
 
     def train(self, mode: bool = True) -> object:
@@ -202,7 +202,7 @@ def check_whole_weights(strategy: Strategy) -> None:
         )
 
 
-class RolloutPlayer:
+class RolloutRunner:
     """Plays what it is asked for, one rollout at a time: there is one engine and one set of environments.
 
     Ahead of training, the weights that play an iteration are a function of its number alone: those after the iteration
@@ -233,10 +233,10 @@ class RolloutPlayer:
         self._owner, self._collector, self._sampling = owner, collector, sampling
         self._seed, self._max_turns = seed, max_turns
         self._tell, self._iterations = tell, iterations
-        self._ahead = AheadPlayer()
+        self._ahead = AsyncRollout()
         self._snapshot = WeightSnapshot(owner.policy) if ahead else None
 
-    def play(self, split: Split, specs: Sequence[EpisodeSpec], iteration: int) -> PlayedEpisodes:
+    def play(self, split: Split, specs: Sequence[EpisodeSpec], iteration: int) -> RolloutResult:
         """Play with the weights as they are now, once nothing else is played any more.
 
         Args:
@@ -248,12 +248,12 @@ class RolloutPlayer:
         owner = self._owner
         on_step = self._tell(split, len(specs))
         training = owner.training
-        played = self._ready(split, specs, iteration, owner.acting_policy)(on_step)
-        owner.release_acting_policy()
+        played = self._ready(split, specs, iteration, owner.rollout_policy)(on_step)
+        owner.release_rollout_policy()
         owner.train(training)
         return played
 
-    def play_iteration(self, iteration: int, specs_of: SpecsOf) -> PlayedEpisodes:
+    def play_iteration(self, iteration: int, specs_of: SpecsOf) -> RolloutResult:
         """The training episodes of an iteration; ahead of training, those of the next one are begun.
 
         Args:
@@ -278,11 +278,11 @@ class RolloutPlayer:
             self._begin(iteration + 1, specs_of(iteration + 1))
         return played
 
-    def keep(self, iteration: int, played: PlayedEpisodes) -> None:
+    def keep(self, iteration: int, played: RolloutResult) -> None:
         """Keep the episodes of an iteration that a checkpoint has, until it comes."""
         self._ahead.keep(iteration, played)
 
-    def kept(self) -> tuple[int, PlayedEpisodes] | None:
+    def kept(self) -> tuple[int, RolloutResult] | None:
         """The next iteration and its episodes, once they are all played; ``None`` where none are played ahead."""
         return self._ahead.peek()
 
@@ -303,7 +303,7 @@ class RolloutPlayer:
 
     def _ready(
         self, split: Split, specs: Sequence[EpisodeSpec], iteration: int, policy: Callable[[], Policy]
-    ) -> Callable[[OnStep], PlayedEpisodes]:
+    ) -> Callable[[OnStep], RolloutResult]:
         """Hand the weights to the engine now; what plays with them when it is called."""
         collector, engine = self._collector, self._collector.engine
         started = time.perf_counter()
@@ -311,7 +311,7 @@ class RolloutPlayer:
         engine.sync(policy(), self._owner.weight_version)
         synced = time.perf_counter() - started
 
-        def play(on_step: OnStep) -> PlayedEpisodes:
+        def play(on_step: OnStep) -> RolloutResult:
             played = collector.play(
                 specs,
                 self._sampling(split),

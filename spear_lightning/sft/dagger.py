@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from spear_lightning.agents.base import Ids, Player, Prompt, Response
+from spear_lightning.agents.base import AgentSession, Ids, Prompt, Response
 from spear_lightning.agents.transcript import TranscriptAgent
 from spear_lightning.engines.base import Sampling
 from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
@@ -135,13 +135,13 @@ class CoachedAgent(TranscriptAgent):
     ) -> None:
         super().__init__()
         self._seed, self._share, self._wandering, self._expert = seed, share, wandering, expert
-        self._players: list[CoachedPlayer] = []
+        self._players: list[DaggerSession] = []
 
-    def start(self, task: Task, observation: Observation) -> CoachedPlayer:  # type: ignore[override]
+    def start(self, task: Task, observation: Observation) -> DaggerSession:  # type: ignore[override]
         """Begin an episode."""
         seed = stream_seed("coach", self._seed, task.id)
         takes_over = uniforms(seed, _MOST_TURNS) < self._share
-        player = CoachedPlayer(self, observation, self._expert(seed, self._wandering), takes_over)
+        player = DaggerSession(self, observation, self._expert(seed, self._wandering), takes_over)
         self._players.append(player)
         return player
 
@@ -151,7 +151,7 @@ class CoachedAgent(TranscriptAgent):
         return [row for row in rows if row.mask.any()]
 
 
-class CoachedPlayer(Player):
+class DaggerSession(AgentSession):
     """One episode of a :class:`CoachedAgent`.
 
     Args:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from spear_lightning.algorithm.objectives import truncated_importance_weights
 from spear_lightning.data.micro_batches import MicroBatch, as_many_as_other_ranks, micro_batch_of, plan
-from spear_lightning.data.samples import Row
+from spear_lightning.data.samples import Sample
 from spear_lightning.metrics.store import MetricStore
 from spear_lightning.policy.policy import Policy
 
@@ -56,7 +56,7 @@ class RolloutCorrection:
     @torch.no_grad()
     def apply(
         self,
-        rows: Mapping[str, Row],
+        rows: Mapping[str, Sample],
         policy: Policy,
         device: torch.device,
         metrics: MetricStore,
@@ -64,7 +64,7 @@ class RolloutCorrection:
         pad_id: int,
         max_tokens: int,
         temperature: float,
-    ) -> dict[str, Row]:
+    ) -> dict[str, Sample]:
         """The rows with corrected log-probabilities and weights at the tokens of their masks.
 
         They are as they were where nothing is recomputed. Every rank must call it.
@@ -96,7 +96,7 @@ class RolloutCorrection:
     ) -> list[tuple[_Floats, _Floats | None]]:
         """Log-probabilities and weights of each row, as long as the longest."""
         mask = batch.response_mask
-        logps = policy(batch.input_ids, batch.attention_mask, temperature, want=mask > 0).logps
+        logps = policy(batch.input_ids, batch.attention_mask, temperature, loss_mask=mask > 0).logps
         mismatch = ((logps - batch.old_logps) * mask).abs()
         metrics.mean("rollout/logp_mismatch", mismatch.sum() / mask.sum().clamp(min=1), mask.sum())
         metrics.max("rollout/logp_mismatch_max", mismatch.max())
@@ -110,7 +110,7 @@ def _on_cpu(rows: Tensor) -> _Floats:
     return rows.float().cpu().numpy()
 
 
-def _with_numbers(row: Row, logps: _Floats, weights: _Floats | None) -> Row:
+def _with_numbers(row: Sample, logps: _Floats, weights: _Floats | None) -> Sample:
     """A row with these numbers, which may go on beyond its end, at the tokens of its mask."""
     end = len(row)
     return replace(

@@ -31,18 +31,18 @@ from spear_lightning.checkpoint.rank_state import (
     replay_to_state,
     save_rank_file,
 )
-from spear_lightning.data.admission import draw_and_admit, fresh_rows, remember
+from spear_lightning.data.admission import draw_and_admit, fresh_samples, remember
 from spear_lightning.data.minibatches import IterationStream, Minibatch, ReplaySteps, StepPlan, build_minibatches
 from spear_lightning.data.resampling import ShortageWarning, play_until_signal
-from spear_lightning.data.samples import Row
+from spear_lightning.data.samples import Sample
 from spear_lightning.data.scoring import GroupStatistics, Rollout, estimate_advantages, score_episode, shares_filtered
 from spear_lightning.distributed.collectives import gather, rank, world_size
 from spear_lightning.engines.base import RolloutEngine, Sampling
 from spear_lightning.environments.base import Split, TaskSuite
 from spear_lightning.environments.pool import EnvironmentPool
-from spear_lightning.rollout.collector import Collector, RolloutSchedule, Waves
-from spear_lightning.rollout.episode_batch import PlayedEpisodes
-from spear_lightning.rollout.runner import RolloutPlayer, check_whole_weights
+from spear_lightning.rollout.collector import Collector, Lockstep, RolloutSchedule
+from spear_lightning.rollout.episode_batch import RolloutResult
+from spear_lightning.rollout.runner import RolloutRunner, check_whole_weights
 from spear_lightning.rollout.specs import (
     Evaluation,
     TrainingRollouts,
@@ -77,8 +77,8 @@ class RolloutDataModule(LightningDataModule, RankState):
         max_episode_tokens: of a whole episode in ``conversation`` context, prompts and observations included; one that
             reaches it is truncated as overlong. ``None`` leaves it to the engine.
         max_active: most episodes that this rank plays at a time; ``None`` plays all of a phase together.
-        schedule: when environments are stepped and when responses are generated: ``Waves`` (the same batches in every
-            run) or ``Continuous`` (no episode waits for another one's environment).
+        schedule: when environments are stepped and when responses are generated: ``Lockstep`` (the same batches in
+            every run) or ``Asynchronous`` (no episode waits for another one's environment).
         minibatches: optimizer steps per pass over an iteration's rows.
         minibatch_rows: most rows of a step, in place of ``minibatches``: the number of steps then follows from the
             number of rows.
@@ -114,7 +114,7 @@ class RolloutDataModule(LightningDataModule, RankState):
         max_response_tokens: int = 512,
         max_episode_tokens: int | None = None,
         max_active: int | None = None,
-        schedule: RolloutSchedule = Waves(),  # noqa: B008 - frozen
+        schedule: RolloutSchedule = Lockstep(),  # noqa: B008 - frozen
         minibatches: int = 1,
         minibatch_rows: int | None = None,
         epochs: int = 1,
@@ -150,7 +150,7 @@ class RolloutDataModule(LightningDataModule, RankState):
         self.max_tokens = max_tokens
         self.workers, self.step_timeout, self.seed = workers, step_timeout, seed
         self.tool_reward_weight = 0.0
-        self._player: RolloutPlayer | None = None
+        self._player: RolloutRunner | None = None
         self._filter_warning, self._shortage_warning = FilterWarning(), ShortageWarning()
         self._apart = False
 
@@ -192,7 +192,7 @@ class RolloutDataModule(LightningDataModule, RankState):
         ahead = stage == "fit" and self.rollouts.max_staleness > 0
         tell = partial(tell_of_rollout, self._trainer)
         run = (self.seed, self.max_turns, tell, self._trainer.max_epochs, ahead)
-        self._player = RolloutPlayer(self._module, collector, self._sampling, *run)
+        self._player = RolloutRunner(self._module, collector, self._sampling, *run)
 
     def teardown(self, stage: str) -> None:
         """Stop the workers and free the engine."""
@@ -226,7 +226,7 @@ class RolloutDataModule(LightningDataModule, RankState):
         batch = self.rollouts.tasks if self.rollouts.resample else None
         statistics = estimate_advantages(rollout.episodes, self.advantage, self.filters, batch)
         pad_id, temperature = self.agent.pad_id, self.rollouts.temperature
-        rows = self._module.correct(fresh_rows(rollout.episodes), pad_id, self.max_tokens, temperature)
+        rows = self._module.correct(fresh_samples(rollout.episodes), pad_id, self.max_tokens, temperature)
         steps = build_minibatches(
             rows,
             self._draw_and_admit(rollout, rows, statistics, iteration),
@@ -259,12 +259,12 @@ class RolloutDataModule(LightningDataModule, RankState):
         return rollout
 
     def _draw_and_admit(
-        self, rollout: Rollout, rows: dict[str, Row], statistics: GroupStatistics, iteration: int
-    ) -> dict[str, Row]:
+        self, rollout: Rollout, rows: dict[str, Sample], statistics: GroupStatistics, iteration: int
+    ) -> dict[str, Sample]:
         """Rows replayed in this iteration; its successes enter the buffer."""
         if self.baseline.current:
             remember(self.baseline, statistics)
-        replayed: dict[str, Row] = {}
+        replayed: dict[str, Sample] = {}
         if self.replay is not None:
             replayed, metrics = draw_and_admit(
                 self.replay,
@@ -313,7 +313,7 @@ class RolloutDataModule(LightningDataModule, RankState):
         for listener in rollout_listeners(self._trainer):
             listener.on_rollout_end(self._trainer, self._trainer.lightning_module, rollout)
 
-    def _scored(self, split: Split, iteration: int, played: PlayedEpisodes) -> Rollout:
+    def _scored(self, split: Split, iteration: int, played: RolloutResult) -> Rollout:
         """Score what was played."""
         started = time.perf_counter()
         whole = [episode for episode in played.episodes if episode.status != "aborted"]
@@ -384,7 +384,7 @@ class RolloutDataModule(LightningDataModule, RankState):
             self._apart = False
 
     @property
-    def _playing(self) -> RolloutPlayer:
+    def _playing(self) -> RolloutRunner:
         assert self._player is not None, "setup() has not run"
         return self._player
 

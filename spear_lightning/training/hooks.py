@@ -24,7 +24,7 @@ from spear_lightning.rollout.runner import PolicyOwner
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-    from spear_lightning.data.samples import Row
+    from spear_lightning.data.samples import Sample
     from spear_lightning.data.scoring import Rollout
     from spear_lightning.environments.base import Split
 
@@ -141,7 +141,9 @@ class Learner(PolicyOwner, Protocol):
     replay_loss: PolicyLoss
     imitation_weight: float
 
-    def correct(self, rows: Mapping[str, Row], pad_id: int, max_tokens: int, temperature: float) -> dict[str, Row]:
+    def correct(
+        self, rows: Mapping[str, Sample], pad_id: int, max_tokens: int, temperature: float
+    ) -> dict[str, Sample]:
         """Rows with the old log-probabilities that the update is to compare with."""
 
     def record_counts(self, values: dict[str, float]) -> None:

@@ -29,7 +29,7 @@ from spear_lightning.algorithm.losses import PolicyLoss, PPOClip
 from spear_lightning.algorithm.objectives import Aggregation, aggregate_sum, k3_kl, normalizer
 from spear_lightning.data.micro_batches import MicroBatch
 from spear_lightning.data.minibatches import Minibatch, Part, Source
-from spear_lightning.data.samples import Row
+from spear_lightning.data.samples import Sample
 from spear_lightning.data.scoring import Rollout
 from spear_lightning.distributed.collectives import rank, total_over_ranks, world_size
 from spear_lightning.distributed.zero import ZeroStrategy, check_strategy
@@ -192,7 +192,7 @@ class SpearModule(LightningModule, RolloutHooks):
 
     def _backward(self, share: _Share, batch: MicroBatch, temperature: float, generator: torch.Generator) -> None:
         mask = batch.response_mask
-        stats = self._forward_pass(batch.input_ids, batch.attention_mask, temperature, want=mask > 0)
+        stats = self._forward_pass(batch.input_ids, batch.attention_mask, temperature, loss_mask=mask > 0)
         token = share.loss(
             stats.logps,
             batch.old_logps,
@@ -206,7 +206,7 @@ class SpearModule(LightningModule, RolloutHooks):
             per_token = per_token - self.entropy_bonus * stats.entropies
         if self.reference is not None and share.source == "fresh":
             with torch.no_grad():
-                reference = self.reference(batch.input_ids, batch.attention_mask, temperature, want=mask > 0)
+                reference = self.reference(batch.input_ids, batch.attention_mask, temperature, loss_mask=mask > 0)
             kl = k3_kl(stats.logps, reference.logps)
             per_token = per_token + self.reference_kl * kl
             self._train_metrics.mean("update/reference_kl", _mean(kl, mask), mask.sum())
@@ -239,10 +239,10 @@ class SpearModule(LightningModule, RolloutHooks):
             callback.on_micro_batch_end(self.trainer, self, output)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, temperature: float = 1.0, *, want: Tensor | None = None
+        self, input_ids: Tensor, attention_mask: Tensor, temperature: float = 1.0, *, loss_mask: Tensor | None = None
     ) -> TokenStats:
         """Log-probability and entropy of tokens; see :meth:`spear_lightning.policy.policy.Policy.evaluate`."""
-        stats: TokenStats = self.policy(input_ids, attention_mask, temperature, want=want)
+        stats: TokenStats = self.policy(input_ids, attention_mask, temperature, loss_mask=loss_mask)
         return stats
 
     def _forward_pass(self, *args: Any, **kwargs: Any) -> TokenStats:
@@ -271,7 +271,9 @@ class SpearModule(LightningModule, RolloutHooks):
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 
-    def correct(self, rows: Mapping[str, Row], pad_id: int, max_tokens: int, temperature: float) -> dict[str, Row]:
+    def correct(
+        self, rows: Mapping[str, Sample], pad_id: int, max_tokens: int, temperature: float
+    ) -> dict[str, Sample]:
         """Rows just played, corrected with the weights as they are now: before an iteration's first update.
 
         Every rank must call it.
@@ -289,15 +291,15 @@ class SpearModule(LightningModule, RolloutHooks):
 
     # --- generation ----------------------------------------------------------------------------------------------
 
-    def acting_policy(self) -> Policy:
+    def rollout_policy(self) -> Policy:
         """The policy to play with: the one that is trained, or a full copy of it where its weights are partitioned."""
         strategy = self.trainer.strategy
-        return strategy.acting_policy(self.policy) if isinstance(strategy, ZeroStrategy) else self.policy
+        return strategy.rollout_policy(self.policy) if isinstance(strategy, ZeroStrategy) else self.policy
 
-    def release_acting_policy(self) -> None:
+    def release_rollout_policy(self) -> None:
         """Nothing is generated any more in this phase."""
         if isinstance(self.trainer.strategy, ZeroStrategy):
-            self.trainer.strategy.release_acting_policy()
+            self.trainer.strategy.release_rollout_policy()
 
     # --- metrics -------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import pytest
 from spear_lightning.agents.base import Ids
 from spear_lightning.agents.chat import ChatAgent
 from spear_lightning.agents.tool_calling import ChatToolAgent
-from spear_lightning.data.samples import rows_of
+from spear_lightning.data.samples import samples_of
 from spear_lightning.environments.base import Observation, Task
 from spear_lightning.environments.tools import CODE_INTERPRETER, Tool, parse_calls, read_results, write_results
 from spear_lightning.rollout.episode import Episode, Turn
@@ -87,7 +87,7 @@ def test_token_lists_are_what_the_template_renders_and_the_model_wrote(family: s
                 *({"role": "tool", "name": name, "content": agent.plain(content)} for name, content in results),
             ]
             player.observe(Observation(write_results(results)))
-        [(_, row)] = rows_of(episode, np.ones(len(episode.turns)), np.ones(len(episode.turns), bool))
+        [(_, row)] = samples_of(episode, np.ones(len(episode.turns)), np.ones(len(episode.turns), bool))
         assert tokenizer.decode(row.ids[row.mask].tolist()) == wrote
         played = np.concatenate([np.concatenate([part.prompt_ids, part.response_ids]) for part in episode.turns])
         assert np.array_equal(row.ids, played)

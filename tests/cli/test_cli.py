@@ -97,7 +97,7 @@ def message_of(capsys, tmp_path, cache, *arguments: str) -> str:
         ),
         (["--data.engine.init_args.cache_gib=1e6"], ["data.engine.cache_gib", "GiB are free", "lower it"]),
         (["--data.engine.init_args.cache_gib=0"], ["engine.cache_gib"]),
-        (["--data.schedule=Waves", "--data.schedule.init_args.count=0"], ["data.schedule.count"]),
+        (["--data.schedule=Lockstep", "--data.schedule.init_args.count=0"], ["data.schedule.count"]),
         (["--ckpt_path=no/such.ckpt"], ["no/such.ckpt"]),
     ],
 )

@@ -16,7 +16,7 @@ from spear_lightning.algorithm import (
     RewardBaseline,
     RewardComposer,
 )
-from spear_lightning.data.admission import admissible_entries, draw_and_admit, fresh_rows, remember
+from spear_lightning.data.admission import admissible_entries, draw_and_admit, fresh_samples, remember
 from spear_lightning.data.scoring import GroupStatistics, estimate_advantages, score_episode
 from tests.data.made import make_episode
 
@@ -36,7 +36,7 @@ def scored(outcomes, estimator, *, iteration=0, penalty=0.1, **changes):
 
 def play(buffer, baseline, items, iteration, normalize_std=False):
     return draw_and_admit(
-        buffer, baseline, items, fresh_rows(items), iteration, seed=1, normalize_std=normalize_std, has_tools=True
+        buffer, baseline, items, fresh_samples(items), iteration, seed=1, normalize_std=normalize_std, has_tools=True
     )
 
 
@@ -70,11 +70,11 @@ def test_mix_counts_samples_as_the_buffer_does(context, drawn):
 def test_an_entry_is_worth_r_less_the_penalties_of_its_turns():
     items, _ = scored([[True, False]], GRPO(normalize_std=False), context="stepwise")
     items[0].penalties[1] = 0.1
-    entries = admissible_entries(items, fresh_rows(items))
+    entries = admissible_entries(items, fresh_samples(items))
     assert [entry.reward for entry in entries] == [10.0, pytest.approx(9.9)]
     items, _ = scored([[True, False]], GRPO(normalize_std=False))
     items[0].penalties[1] = 0.1
-    assert [entry.reward for entry in admissible_entries(items, fresh_rows(items))] == [pytest.approx(9.95)]
+    assert [entry.reward for entry in admissible_entries(items, fresh_samples(items))] == [pytest.approx(9.95)]
 
 
 @pytest.mark.parametrize(

@@ -10,19 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spear_lightning.data.micro_batches import MicroBatch, empty_micro_batch, pack, split_minibatches
-from spear_lightning.data.samples import Row
+from spear_lightning.data.samples import Sample
 
 PAD = 9
 
 
-def make_row(length: int, number: int) -> Row:
+def make_row(length: int, number: int) -> Sample:
     """A row whose first id is its number and whose other numbers all differ."""
     random = np.random.default_rng(number)
     ids = random.integers(10, 99, length).astype(np.int32)
     ids[0] = 1000 + number
     turns = random.integers(-1, 4, length).astype(np.int16)
     generated = turns >= 0
-    return Row(
+    return Sample(
         ids=ids,
         mask=generated & (random.random(length) < 0.8),
         logps=np.where(generated, -random.random(length), 0).astype(np.float32),
@@ -31,7 +31,7 @@ def make_row(length: int, number: int) -> Row:
     )
 
 
-def make_rows(lengths: list[int]) -> list[Row]:
+def make_rows(lengths: list[int]) -> list[Sample]:
     return [make_row(length, number) for number, length in enumerate(lengths)]
 
 

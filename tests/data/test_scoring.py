@@ -6,7 +6,7 @@ import pytest
 from spear_lightning.algorithm.estimators import GRPO, RLOO, GiGPO, ReinforcePlusPlusBaseline
 from spear_lightning.algorithm.filters import QualityFilters
 from spear_lightning.algorithm.rewards import RewardComposer
-from spear_lightning.data.admission import admissible_entries, fresh_rows, recalibrated
+from spear_lightning.data.admission import admissible_entries, fresh_samples, recalibrated
 from spear_lightning.data.scoring import (
     estimate_advantages,
     groups_with_signal,
@@ -42,7 +42,7 @@ def test_a_group_without_deviation_is_dropped_and_carries_no_loss():
     estimate_advantages(scored, GRPO(normalize_std=False), FILTERS)
     assert [item.group_kept for item in scored] == [True, True, False, False, False, False]
     assert [bool(item.keep.any()) for item in scored] == [True, True, False, False, False, False]
-    assert set(fresh_rows(scored)) == {"0/0/0/0", "0/0/1/0"}
+    assert set(fresh_samples(scored)) == {"0/0/0/0", "0/0/1/0"}
 
 
 def test_a_filtered_episode_counts_in_the_baseline_and_not_in_the_loss():
@@ -71,7 +71,7 @@ def test_a_penalty_is_paid_by_the_turn_in_which_it_was_incurred():
         estimate_advantages(scored, GRPO(normalize_std=False, weighting="episode"), FILTERS)
         np.testing.assert_allclose(scored[0].advantages, [20 / 3, 20 / 3])
         np.testing.assert_allclose(scored[1].advantages, [-0.1 - 10 / 3, -10 / 3])
-        rows = fresh_rows(scored[1:2])
+        rows = fresh_samples(scored[1:2])
         of_turn = {turn: row.advantages[row.turns == turn] for row in rows.values() for turn in set(row.turns) - {-1}}
         assert {turn: round(float(values.mean()), 4) for turn, values in of_turn.items()} == {0: -3.4333, 1: -3.3333}
 
@@ -147,7 +147,7 @@ def test_an_episode_without_turns_is_scored_and_trained_on_nowhere():
     ]
     estimate_advantages(scored, GRPO(normalize_std=False), FILTERS)
     assert len(scored[2].advantages) == 0
-    assert set(fresh_rows(scored)) == {"0/0/0/0", "0/0/1/0"}
+    assert set(fresh_samples(scored)) == {"0/0/0/0", "0/0/1/0"}
 
 
 def test_only_better_than_average_episodes_that_acted_are_admitted():
@@ -156,7 +156,7 @@ def test_only_better_than_average_episodes_that_acted_are_admitted():
     idle.turns = [make_turn(tool_call=False)]
     scored.append(score_episode(idle, RewardComposer(success=10.0), FILTERS, 0.0))
     estimate_advantages(scored, GRPO(normalize_std=False), FILTERS)
-    rows = fresh_rows(scored)
+    rows = fresh_samples(scored)
     entries = admissible_entries(scored, rows)
     assert [entry.key for entry in entries] == ["0/0/0/0"]
     assert entries[0].reward == 10.0
@@ -166,13 +166,13 @@ def test_only_better_than_average_episodes_that_acted_are_admitted():
 
 
 def test_replayed_rows_keep_the_log_probabilities_they_were_played_with():
-    from spear_lightning.algorithm.replay import Drawn
+    from spear_lightning.algorithm.replay import ReplaySample
 
     scored = scored_group([[True, False]])
     estimate_advantages(scored, GRPO(normalize_std=False), FILTERS)
-    rows = fresh_rows(scored)
+    rows = fresh_samples(scored)
     entry = admissible_entries(scored, rows)[0]
-    row = recalibrated([Drawn(entry, 2.5)])[entry.key]
+    row = recalibrated([ReplaySample(entry, 2.5)])[entry.key]
     np.testing.assert_array_equal(row.logps, rows[entry.key].logps)
     np.testing.assert_array_equal(row.advantages[row.turns >= 0], np.float32(2.5))
     assert (row.advantages[row.turns < 0] == 0).all()

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 
 from spear_lightning.algorithm.replay import ReplayBuffer, ReplayEntry
 from spear_lightning.checkpoint.rank_state import load_replay, replay_to_state
-from spear_lightning.data.samples import Row
-from spear_lightning.data.token_pool import StoredRow, TokenPool, store_rows
+from spear_lightning.data.samples import Sample
+from spear_lightning.data.token_pool import StoredSample, TokenPool, store_samples
 
 
-def same(one: Row, other: Row) -> bool:
-    pairs = ((getattr(one, field.name), getattr(other, field.name)) for field in fields(Row))
+def same(one: Sample, other: Sample) -> bool:
+    pairs = ((getattr(one, field.name), getattr(other, field.name)) for field in fields(Sample))
     return all(a is b if a is None or b is None else a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)
 
 
-def row_of(random: np.random.Generator, prompt: np.ndarray, turn: int = 0, responses: int = 1) -> Row:
+def row_of(random: np.random.Generator, prompt: np.ndarray, turn: int = 0, responses: int = 1) -> Sample:
     """Prompts and responses in turn, the last of them out of the loss, every advantage 0.25."""
     ids, mask, logps, turns = [], [], [], []
     for number in range(responses):
@@ -32,7 +32,7 @@ def row_of(random: np.random.Generator, prompt: np.ndarray, turn: int = 0, respo
         logps += [np.zeros(len(prompt)), -random.random(length)]
         turns += [np.full(len(prompt), -1), np.full(length, turn + number)]
     numbers = np.concatenate(turns).astype(np.int16)
-    return Row(
+    return Sample(
         ids=np.concatenate(ids).astype(np.int32),
         mask=np.concatenate(mask),
         logps=np.concatenate(logps).astype(np.float32),
@@ -41,11 +41,11 @@ def row_of(random: np.random.Generator, prompt: np.ndarray, turn: int = 0, respo
     )
 
 
-def weighed(row: Row) -> Row:
+def weighed(row: Sample) -> Sample:
     return replace(row, weights=np.where(row.turns >= 0, -row.logps, np.float32(1)))
 
 
-def stepwise_rows(count: int, seed: int = 0) -> list[Row]:
+def stepwise_rows(count: int, seed: int = 0) -> list[Sample]:
     """A common beginning, and a window that moves over a history: what each prompt of an episode is made of."""
     random = np.random.default_rng(seed)
     head, history = random.integers(0, 1000, 120), random.integers(0, 1000, 40 * (count + 2))
@@ -72,8 +72,8 @@ def test_rows_come_back_bit_by_bit() -> None:
         *stepwise_rows(5),
         row_of(random, random.integers(0, 9, 7), responses=3),  # one turn in the loss, two not
         row_of(random, np.zeros(0, int), responses=2),  # nothing but what was generated, in two turns
-        Row(*(np.zeros(0, kind) for kind in (np.int32, bool, np.float32, np.float32, np.int16))),
-        Row(  # an episode that ends with an observation
+        Sample(*(np.zeros(0, kind) for kind in (np.int32, bool, np.float32, np.float32, np.int16))),
+        Sample(  # an episode that ends with an observation
             ids=np.arange(3, dtype=np.int32),
             mask=np.array([True, False, False]),
             logps=np.array([-1, 0, 0], np.float32),
@@ -82,7 +82,7 @@ def test_rows_come_back_bit_by_bit() -> None:
         ),
     ]
     rows += list(map(weighed, rows))
-    for row, stored in zip(rows, store_rows(rows), strict=True):
+    for row, stored in zip(rows, store_samples(rows), strict=True):
         assert len(stored) == len(row)
         assert (stored.weights is None) == (row.weights is None)
         assert same(stored.with_advantage(0.25), row)
@@ -90,7 +90,7 @@ def test_rows_come_back_bit_by_bit() -> None:
 
 def test_what_rows_repeat_is_stored_once() -> None:
     rows = stepwise_rows(20)
-    stored = store_rows(rows)
+    stored = store_samples(rows)
     new = 120 + 40 * 22 + sum(int((row.turns >= 0).sum()) for row in rows)
     assert len(stored[0].pool) == new
     assert sum(map(len, rows)) > 4 * new
@@ -101,7 +101,7 @@ def test_what_rows_repeat_is_stored_once() -> None:
 def test_equal_hashes_are_not_taken_for_equal_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spear_lightning.data.token_pool._FACTOR", np.uint64(0))  # all grams hash alike
     rows = stepwise_rows(4)
-    for row, stored in zip(rows, store_rows(rows), strict=True):
+    for row, stored in zip(rows, store_samples(rows), strict=True):
         assert same(stored.with_advantage(0.25), row)
 
 
@@ -115,27 +115,27 @@ def test_a_complete_pool_takes_nothing_more() -> None:
 # --- in checkpoints ---------------------------------------------------------------------------------------------------
 
 
-def filled(count: int = 12, weights: bool = True) -> tuple[ReplayBuffer, dict[str, Row]]:
+def filled(count: int = 12, weights: bool = True) -> tuple[ReplayBuffer, dict[str, Sample]]:
     buffer, rows = ReplayBuffer(), stepwise_rows(count)
     if weights:
         rows[1::2] = map(weighed, rows[1::2])
     keys = [f"{n // 6}/desk/{n}" for n in range(count)]
     for iteration in (0, 1):
         mine = [n for n in range(count) if n // 6 == iteration]
-        stored = store_rows(rows[n] for n in mine)
+        stored = store_samples(rows[n] for n in mine)
         buffer.add(
             [ReplayEntry(keys[n], row, 1.0, 0.25, iteration) for n, row in zip(mine, stored, strict=True)], iteration
         )
     return buffer, dict(zip(keys, rows, strict=True))
 
 
-def rows_in(buffer: ReplayBuffer) -> dict[str, Row]:
+def rows_in(buffer: ReplayBuffer) -> dict[str, Sample]:
     entries = buffer.state_dict()["entries"]
-    assert all(isinstance(entry["payload"], StoredRow) for entry in entries)
+    assert all(isinstance(entry["payload"], StoredSample) for entry in entries)
     return {entry["key"]: entry["payload"].with_advantage(0.25) for entry in entries}
 
 
-def assert_same(found: dict[str, Row], expected: dict[str, Row]) -> None:
+def assert_same(found: dict[str, Sample], expected: dict[str, Sample]) -> None:
     assert found.keys() == expected.keys()
     assert all(same(found[key], expected[key]) for key in expected)
 
@@ -157,7 +157,7 @@ def test_entries_dealt_over_other_ranks_leave_the_rest_of_their_pool() -> None:
     dealt = [ReplayBuffer() for _ in range(3)]
     for rank, mine in enumerate(dealt):
         load_replay(mine, [replay_to_state(buffer)], rank, 3)
-    together: dict[str, Row] = {}
+    together: dict[str, Sample] = {}
     for mine in dealt:
         assert not together.keys() & rows_in(mine).keys()
         together |= rows_in(mine)

@@ -58,11 +58,11 @@ def test_every_prompt_is_computed_once_and_with_the_least_work(prompts, cached):
             job.request.session: min(common_length(job.session.ids, job.prompt), len(job.prompt) - 1) for job in jobs
         }
         plan = plan_prefill(jobs)
-    computed = [*plan.first, *(job for job, _ in plan.heirs)]
+    computed = [*plan.first, *(job for job, _ in plan.followers)]
     assert sorted(int(job.request.session) for job in [*computed, *(job for job, _ in plan.copies)]) == list(
         range(len(jobs))
     )
-    for job, source in plan.heirs:
+    for job, source in plan.followers:
         assert source in plan.first
         assert own[job.request.session] < job.known < len(job.prompt)
         assert job.known <= common_length(job.prompt, source.prompt)
@@ -78,7 +78,7 @@ def test_what_spares_little_waits_for_nobody():
     plan = plan_prefill(jobs_of([[1, 2, 3], [1, 2, 4]], []))
     assert len(plan.first) == 2
     long = [[1] * 300 + [last] for last in (2, 3)]
-    assert len(plan_prefill(jobs_of(long, [])).heirs) == 1
+    assert len(plan_prefill(jobs_of(long, [])).followers) == 1
     assert len(plan_prefill(jobs_of(long, []), share=False).first) == 2
 
 

@@ -43,12 +43,12 @@ class Alternating(LightningModule):
 def play(strategy: ZeroStrategy, module: Alternating) -> None:
     """One rollout phase: a prompt, and as many tokens as the rank's number asks for."""
     engine = HuggingFaceEngine()
-    engine.sync(strategy.acting_policy(module.policy), 0)
+    engine.sync(strategy.rollout_policy(module.policy), 0)
     sampling = Sampling(max_new_tokens=4 + 8 * module.global_rank, temperature=1.0, stop_ids=())
     request = Request("one", np.array([5, 6, 7], np.int32), sampling, seed=3)
     (completion,) = engine.generate([request])
     module.generated.append(len(completion.ids))
-    strategy.release_acting_policy()
+    strategy.release_rollout_policy()
 
 
 def train(folder: Path, generate: bool, free_replica: bool) -> None:

@@ -102,9 +102,9 @@ def test_a_large_model_needs_zero_and_is_told_so(plan, qwen):
     assert record["model"]["parameters"] == 7_615_616_512
     assert record["strategy"] == "DDPStrategy"
     assert record["deepspeed_model_states"] is None
-    assert any("zero3.yaml" in remedy["change"] for remedy in record["remedies"])
-    assert all(remedy["needed"] <= record["capacity"] for remedy in record["remedies"])
-    promised = next(r["needed"] for r in record["remedies"] if "zero3.yaml" in r["change"])
+    assert any("zero3.yaml" in remedy["change"] for remedy in record["suggestions"])
+    assert all(remedy["needed"] <= record["capacity"] for remedy in record["suggestions"])
+    promised = next(r["needed"] for r in record["suggestions"] if "zero3.yaml" in r["change"])
     status, _, record = plan(*qwen, *zero(3), "--trainer.devices=8", "--memory=80GiB")
     assert (status, record["needed"]) == (0, promised), "the remedy is the plan one gets by following it"
     states = sum(parts(record)[name] for name in ("parameters", "gradients", "optimizer", "float32 gradients"))
@@ -141,10 +141,10 @@ def test_adapters_reference_and_checkpointing(plan, qwen):
 
 def test_where_nothing_helps_a_chain_of_changes_is_offered(plan, qwen):
     _, text, record = plan(*qwen, *zero(2), "--trainer.devices=8", "--memory=24GiB")
-    assert len(record["remedies"]) == 1
-    assert " and " in record["remedies"][0]["change"]
+    assert len(record["suggestions"]) == 1
+    assert " and " in record["suggestions"][0]["change"]
     _, text, record = plan(*qwen, "--trainer.devices=1", "--memory=1GiB")
-    assert record["remedies"] == []
+    assert record["suggestions"] == []
     assert "policy.lora" in text
 
 

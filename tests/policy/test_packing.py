@@ -47,10 +47,10 @@ def alone(policy: Policy, ids, mask, temperature: float):
     return logps, entropies
 
 
-def gradients(policy: Policy, stats, want) -> dict[str, torch.Tensor]:
+def gradients(policy: Policy, stats, loss_mask) -> dict[str, torch.Tensor]:
     policy.zero_grad()
-    weights = torch.linspace(-1, 2, want.numel()).view(want.shape)  # every token its own
-    ((stats[0] * weights + stats[1] * weights.flip(0)) * want).sum().backward()
+    weights = torch.linspace(-1, 2, loss_mask.numel()).view(loss_mask.shape)  # every token its own
+    ((stats[0] * weights + stats[1] * weights.flip(0)) * loss_mask).sum().backward()
     return {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
 
 
@@ -60,12 +60,12 @@ def gradients(policy: Policy, stats, want) -> dict[str, torch.Tensor]:
 def test_values_and_gradients_equal_those_of_one_row_at_a_time(tiny_policy, kind, left, layout):
     policy = tiny_policy(kind, layout=layout, chunk_bytes=5_000)
     ids, mask = batch(left)
-    want = mask * (torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)) < 0.6)
-    want[torch.arange(len(ROWS)), mask.argmax(1)] = 0  # nothing predicts a first token
-    stats = policy.evaluate(ids, mask, 0.7, want=want)
-    plain = tuple(x * want for x in alone(policy, ids, mask, 0.7))
+    loss_mask = mask * (torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)) < 0.6)
+    loss_mask[torch.arange(len(ROWS)), mask.argmax(1)] = 0  # nothing predicts a first token
+    stats = policy.evaluate(ids, mask, 0.7, loss_mask=loss_mask)
+    plain = tuple(x * loss_mask for x in alone(policy, ids, mask, 0.7))
     torch.testing.assert_close(tuple(stats), plain, rtol=1e-5, atol=1e-5)
-    mine, expected = gradients(policy, stats, want), gradients(policy, plain, want)
+    mine, expected = gradients(policy, stats, loss_mask), gradients(policy, plain, loss_mask)
     largest = max(float(g.abs().max()) for g in expected.values())
     assert largest > 0.1
     torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-5 * largest)
@@ -195,8 +195,11 @@ def test_compiled_layers_give_the_same_gradients_and_leave_the_policy_as_it_was(
     plain, compiled = tiny_policy("qwen2"), tiny_policy("qwen2", compile=True)
     assert list(compiled.state_dict()) == list(plain.state_dict())
     ids, mask = batch()
-    want = mask * (torch.arange(ids.shape[1]) > 0)
-    found = [gradients(policy, policy.evaluate(ids, mask, 0.7, want=want), want) for policy in (plain, compiled)]
+    loss_mask = mask * (torch.arange(ids.shape[1]) > 0)
+    found = [
+        gradients(policy, policy.evaluate(ids, mask, 0.7, loss_mask=loss_mask), loss_mask)
+        for policy in (plain, compiled)
+    ]
     torch.testing.assert_close(
         found[1], found[0], rtol=1e-5, atol=1e-5 * max(float(g.abs().max()) for g in found[0].values())
     )

@@ -50,12 +50,15 @@ def test_stats_are_aligned_with_the_tokens_and_equal_the_plain_computation(tiny_
 def test_gradients_equal_the_plain_computation(tiny_policy):
     policy = tiny_policy("qwen2", chunk_bytes=20_000)
     ids, mask = batch()
-    want = (torch.rand(ids.shape, generator=torch.Generator().manual_seed(1)) < 0.5) * mask
+    loss_mask = (torch.rand(ids.shape, generator=torch.Generator().manual_seed(1)) < 0.5) * mask
     gradients = []
-    for stats in (lambda: policy.evaluate(ids, mask, 0.7, want=want), lambda: plain_stats(policy, ids, mask, 0.7)):
+    for stats in (
+        lambda: policy.evaluate(ids, mask, 0.7, loss_mask=loss_mask),
+        lambda: plain_stats(policy, ids, mask, 0.7),
+    ):
         policy.zero_grad()
         logps, entropies = stats()
-        ((logps * 1.5 - entropies * 0.3) * want).sum().backward()
+        ((logps * 1.5 - entropies * 0.3) * loss_mask).sum().backward()
         gradients.append({name: p.grad.clone() for name, p in policy.named_parameters()})
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-5)
 
@@ -63,23 +66,23 @@ def test_gradients_equal_the_plain_computation(tiny_policy):
 def test_what_is_not_wanted_is_zero_without_gradient_and_spared(tiny_policy):
     policy = tiny_policy()
     ids, mask = batch()
-    want = torch.zeros_like(mask)
-    want[0, 3] = want[1, 1] = want[0, 0] = 1  # position 0 has no prediction, wanted or not
+    loss_mask = torch.zeros_like(mask)
+    loss_mask[0, 3] = loss_mask[1, 1] = loss_mask[0, 0] = 1  # position 0 has no prediction, wanted or not
     rows = []
     policy.causal_lm.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
-    stats = policy.evaluate(ids, mask, want=want)
+    stats = policy.evaluate(ids, mask, loss_mask=loss_mask)
     assert rows == [2]
     assert stats.logps.nonzero().tolist() == stats.entropies.nonzero().tolist() == [[0, 3], [1, 1]]
     everywhere = policy.evaluate(ids, mask)
     torch.testing.assert_close(stats.logps[0, 3], everywhere.logps[0, 3])
-    stats.logps[want == 0].sum().backward()
+    stats.logps[loss_mask == 0].sum().backward()
     assert all(p.grad is None or not p.grad.any() for p in policy.parameters())
 
 
 def test_a_batch_in_which_nothing_is_wanted_gives_zero_gradients(tiny_policy):
     policy = tiny_policy()
     ids, mask = batch()
-    stats = policy.evaluate(ids, mask, want=torch.zeros_like(mask))
+    stats = policy.evaluate(ids, mask, loss_mask=torch.zeros_like(mask))
     (stats.logps.sum() + stats.entropies.sum()).backward()
     assert all(p.grad is not None and not p.grad.any() for p in policy.parameters())
 
@@ -89,7 +92,7 @@ def test_padding_on_the_left_changes_nothing(tiny_policy):
     ids, mask = batch((5, 5))
     padded_ids = torch.cat([torch.zeros(2, 3, dtype=ids.dtype), ids], 1)
     padded_mask = torch.cat([torch.zeros(2, 3, dtype=mask.dtype), mask], 1)
-    left = policy.evaluate(padded_ids, padded_mask, want=torch.cat([padded_mask[:, :4] * 0, mask[:, 1:]], 1))
+    left = policy.evaluate(padded_ids, padded_mask, loss_mask=torch.cat([padded_mask[:, :4] * 0, mask[:, 1:]], 1))
     torch.testing.assert_close(left.logps[:, 4:], policy.evaluate(ids, mask).logps[:, 1:], rtol=1e-5, atol=1e-5)
 
 
@@ -112,7 +115,7 @@ def test_heads_that_are_not_plain_use_the_models_own_logits(tiny_policy, changes
     torch.testing.assert_close(tuple(policy_stats), expected, rtol=1e-5, atol=1e-5)
     (policy_stats.logps.sum() - policy_stats.entropies.sum()).backward()
     assert all(p.grad is not None for p in policy.parameters())
-    nothing = policy.evaluate(ids, mask, want=torch.zeros_like(mask))
+    nothing = policy.evaluate(ids, mask, loss_mask=torch.zeros_like(mask))
     assert not nothing.logps.any()
 
 

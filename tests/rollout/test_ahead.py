@@ -12,23 +12,23 @@ import torch
 
 from spear_lightning.checkpoint.rank_state import played_from_states, played_to_state
 from spear_lightning.rollout.episode import Episode, Turn
-from spear_lightning.rollout.episode_batch import PlayedEpisodes
-from spear_lightning.rollout.runner import AheadPlayer, OnStep
+from spear_lightning.rollout.episode_batch import RolloutResult
+from spear_lightning.rollout.runner import AsyncRollout, OnStep
 from spear_lightning.rollout.specs import TrainingRollouts
 from tests.data.made import make_episode, make_turn
 
 CPU = torch.device("cpu")
 
 
-def played(*episodes: Episode) -> PlayedEpisodes:
-    return PlayedEpisodes(list(episodes), {"generation": 1.0, "environment": 2.0, "other": 0.5}, {"history": 3})
+def played(*episodes: Episode) -> RolloutResult:
+    return RolloutResult(list(episodes), {"generation": 1.0, "environment": 2.0, "other": 0.5}, {"history": 3})
 
 
 def test_episodes_are_played_in_another_thread_and_waited_for() -> None:
-    player, go, told = AheadPlayer(), threading.Event(), []
+    player, go, told = AsyncRollout(), threading.Event(), []
     result, threads = played(make_episode()), []
 
-    def play(on_step: OnStep) -> PlayedEpisodes:
+    def play(on_step: OnStep) -> RolloutResult:
         threads.append(threading.current_thread())
         on_step(1, 2)
         assert go.wait(20)
@@ -53,9 +53,9 @@ def test_episodes_are_played_in_another_thread_and_waited_for() -> None:
 
 
 def test_what_goes_wrong_is_told_to_whoever_waits() -> None:
-    player = AheadPlayer()
+    player = AsyncRollout()
 
-    def fail(on_step: OnStep) -> PlayedEpisodes:
+    def fail(on_step: OnStep) -> RolloutResult:
         raise ValueError("the environments are gone")
 
     player.start(0, fail, CPU)
@@ -66,9 +66,9 @@ def test_what_goes_wrong_is_told_to_whoever_waits() -> None:
 
 
 def test_a_cancelled_rollout_ends_after_its_step() -> None:
-    player, begun, steps = AheadPlayer(), threading.Event(), []
+    player, begun, steps = AsyncRollout(), threading.Event(), []
 
-    def play(on_step: OnStep) -> PlayedEpisodes:
+    def play(on_step: OnStep) -> RolloutResult:
         while len(steps) < 10**9:
             steps.append(1)
             begun.set()
@@ -84,7 +84,7 @@ def test_a_cancelled_rollout_ends_after_its_step() -> None:
 
 
 def test_what_a_checkpoint_had_is_kept_until_it_is_taken() -> None:
-    player, result = AheadPlayer(), played(make_episode())
+    player, result = AsyncRollout(), played(make_episode())
     player.keep(5, result)
     assert (player.iteration, player.peek()) == (5, (5, result))
     assert player.take() is result

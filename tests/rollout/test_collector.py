@@ -10,7 +10,7 @@ import pytest
 from spear_lightning.agents.base import Agent
 from spear_lightning.agents.stepwise import StepwiseAgent
 from spear_lightning.agents.transcript import TranscriptAgent
-from spear_lightning.data.samples import rows_of
+from spear_lightning.data.samples import samples_of
 from spear_lightning.engines.base import Completion, Request, Sampling
 from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
 from spear_lightning.environments.base import Task
@@ -18,7 +18,7 @@ from spear_lightning.environments.pool import EnvironmentPool
 from spear_lightning.policy.policy import Policy
 from spear_lightning.rollout.collector import Collector
 from spear_lightning.rollout.episode import Episode
-from spear_lightning.rollout.episode_batch import PlayedEpisodes
+from spear_lightning.rollout.episode_batch import RolloutResult
 from spear_lightning.rollout.specs import EpisodeSpec
 from tests.agents.players import ScriptedEngine, byte_tokenizer
 from tests.environments.tiny_environments import Tiny
@@ -58,7 +58,7 @@ def make(
     return Collector(pool, agent, engine, **limits), engine
 
 
-def play(collector: Collector, todo: list[EpisodeSpec], max_turns: int = 12, iteration: int = 3) -> PlayedEpisodes:
+def play(collector: Collector, todo: list[EpisodeSpec], max_turns: int = 12, iteration: int = 3) -> RolloutResult:
     return collector.play(todo, SAMPLING, iteration=iteration, seed=5, max_turns=max_turns)
 
 
@@ -133,7 +133,7 @@ def test_episodes_come_in_order_with_what_happened(pool: EnvironmentPool) -> Non
 def test_rows_of_a_conversation_are_the_ids_the_engine_saw(pool: EnvironmentPool) -> None:
     collector, engine = make(pool)
     episode = play(collector, specs(1, 1)).episodes[0]
-    [(_, row)] = rows_of(episode, np.ones(len(episode.turns)), np.ones(len(episode.turns), bool))
+    [(_, row)] = samples_of(episode, np.ones(len(episode.turns)), np.ones(len(episode.turns), bool))
     last = engine.calls[-1][0]
     assert row.ids.tolist() == last.prompt_ids.tolist() + episode.turns[-1].response_ids.tolist()
     assert row.ids[row.turns == 0].tolist() == episode.turns[0].response_ids.tolist()

@@ -16,14 +16,14 @@ from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
 from spear_lightning.environments.base import Task
 from spear_lightning.environments.pool import EnvironmentPool
 from spear_lightning.policy.policy import Policy
-from spear_lightning.rollout.collector import Collector, Continuous, RolloutSchedule, Waves, deal
+from spear_lightning.rollout.collector import Asynchronous, Collector, Lockstep, RolloutSchedule, deal
 from spear_lightning.rollout.episode import Episode
 from spear_lightning.rollout.specs import EpisodeSpec
 from tests.agents.players import ScriptedEngine, byte_tokenizer
 from tests.environments.tiny_environments import Gated, Tiny
 from tests.rollout.test_collector import always, content, make, play, specs
 
-SCHEDULES = [Waves(2), Waves(3), Waves(50), Continuous()]
+SCHEDULES = [Lockstep(2), Lockstep(3), Lockstep(50), Asynchronous()]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_counts_that_are_reported(pool: EnvironmentPool, schedule: RolloutSchedu
     assert [finished for finished, _ in steps] == sorted(finished for finished, _ in steps)
 
 
-@pytest.mark.parametrize("schedule", [Waves(2), Continuous()], ids=str)
+@pytest.mark.parametrize("schedule", [Lockstep(2), Asynchronous()], ids=str)
 @pytest.mark.parametrize("agent", [TranscriptAgent, StepwiseAgent])
 def test_real_engine_plays_the_same_tokens(
     pool: EnvironmentPool, tiny_policy: Callable[..., Policy], agent: type[Agent], schedule: RolloutSchedule
@@ -80,13 +80,13 @@ def test_real_engine_plays_the_same_tokens(
         collector = Collector(pool, player, engine, schedule=schedule)
         return collector.play(specs(3, 2), Sampling(max_new_tokens=6), iteration=0, seed=1, max_turns=4).episodes
 
-    one, other = played(Waves()), played(schedule)
+    one, other = played(Lockstep()), played(schedule)
     for left, right in zip(one, other, strict=True):
         assert [turn.response_ids.tolist() for turn in left.turns] == [t.response_ids.tolist() for t in right.turns]
         assert [turn.observation for turn in left.turns] == [turn.observation for turn in right.turns]
         for a, b in zip(left.turns, right.turns, strict=True):
             np.testing.assert_allclose(a.logps, b.logps, atol=1e-5)
-    if isinstance(schedule, Waves):
+    if isinstance(schedule, Lockstep):
         assert [content(episode) for episode in played(schedule)] == [content(episode) for episode in other]
 
 
@@ -120,9 +120,9 @@ def through_the_gate(
 
 def test_no_episode_waits_for_the_environment_of_another_one(tmp_path: Path) -> None:
     """The slow environment answers only when the other episode is over."""
-    episodes, _ = through_the_gate(tmp_path / "one", Continuous(), 30.0, False)
+    episodes, _ = through_the_gate(tmp_path / "one", Asynchronous(), 30.0, False)
     assert [episode.status for episode in episodes] == ["finished", "finished"]
-    episodes, _ = through_the_gate(tmp_path / "two", Waves(), 0.3, False)
+    episodes, _ = through_the_gate(tmp_path / "two", Lockstep(), 0.3, False)
     assert "nobody opened the gate" in episodes[0].reason, "in step there is no way through"
 
 
@@ -163,7 +163,7 @@ def test_the_engine_goes_on_while_environments_are_waited_for(tmp_path: Path) ->
     with EnvironmentPool(Gated(tmp_path / "gate", 2.0), workers=2) as pool:
         collector, _ = make(pool, always("<action>down</action>"))
         collector.engine = engine = OneByOneEngine(tmp_path / "gate", always("<action>down</action>"))
-        collector.schedule = Continuous()
+        collector.schedule = Asynchronous()
         episodes = play(collector, specs(2, 1)).episodes
     assert [episode.status for episode in episodes] == ["finished", "finished"], episodes[0].reason
     assert all(stream.closed for stream in engine.streams)
@@ -171,13 +171,13 @@ def test_the_engine_goes_on_while_environments_are_waited_for(tmp_path: Path) ->
 
 def test_environments_are_stepped_while_another_wave_generates(tmp_path: Path) -> None:
     """The environment of the first wave answers only when the second wave generates."""
-    episodes, engine = through_the_gate(tmp_path / "one", Waves(2), 30.0, True)
+    episodes, engine = through_the_gate(tmp_path / "one", Lockstep(2), 30.0, True)
     assert [episode.status for episode in episodes] == ["finished", "finished"]
-    episodes, _ = through_the_gate(tmp_path / "two", Waves(), 0.3, True)
+    episodes, _ = through_the_gate(tmp_path / "two", Lockstep(), 0.3, True)
     assert "nobody opened the gate" in episodes[0].reason
     # With the gate open all the time the batches are the same: they are no question of time.
     (tmp_path / "three").touch()
-    _, quick = through_the_gate(tmp_path / "three", Waves(2), 30.0, True)
+    _, quick = through_the_gate(tmp_path / "three", Lockstep(2), 30.0, True)
     assert sessions_of(quick) == sessions_of(engine)
 
 
@@ -194,7 +194,7 @@ def test_an_answer_does_not_wait_for_a_slow_one_behind_it(tmp_path: Path) -> Non
             pool.gather([1])
 
 
-@pytest.mark.parametrize("schedule", [Waves(2), Continuous()], ids=str)
+@pytest.mark.parametrize("schedule", [Lockstep(2), Asynchronous()], ids=str)
 def test_failing_engine_leaves_nothing_behind(pool: EnvironmentPool, schedule: RolloutSchedule) -> None:
     def fail(prompt: str, number: float) -> str:
         raise RuntimeError("out of memory")
@@ -213,7 +213,7 @@ def test_a_stream_is_closed_when_its_engine_fails(pool: EnvironmentPool, tmp_pat
 
     collector, _ = make(pool, fail)
     collector.engine = engine = OneByOneEngine(tmp_path / "gate", fail)
-    collector.schedule = Continuous()
+    collector.schedule = Asynchronous()
     with pytest.raises(RuntimeError, match="out of memory"):
         play(collector, specs(2, 2))
     assert [stream.closed for stream in engine.streams] == [True]
@@ -228,4 +228,4 @@ def test_groups_stay_together_where_there_are_enough() -> None:
 
 def test_bad_count() -> None:
     with pytest.raises(ValueError, match=r"data\.schedule\.count must be at least 1, not 0"):
-        Waves(0)
+        Lockstep(0)

@@ -18,12 +18,12 @@ from spear_lightning.algorithm.filters import QualityFilters
 from spear_lightning.algorithm.objectives import truncated_importance_weights
 from spear_lightning.algorithm.replay import Mix, ReplayBuffer
 from spear_lightning.data.minibatches import Minibatch
-from spear_lightning.data.samples import Row
+from spear_lightning.data.samples import Sample
 from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
 from spear_lightning.environments.math import MathProblems
 from spear_lightning.metrics.store import MetricStore
 from spear_lightning.policy.policy import Policy
-from spear_lightning.rollout.episode_batch import PlayedEpisodes
+from spear_lightning.rollout.episode_batch import RolloutResult
 from spear_lightning.training.correction import RolloutCorrection
 from spear_lightning.training.datamodule import RolloutDataModule
 from spear_lightning.training.module import SpearModule
@@ -35,21 +35,21 @@ MakePolicy = Callable[..., Policy]
 Told = dict[bytes, tuple[list[float], list[float] | None]]
 
 
-def told_by(policy: Policy, row: Row) -> np.ndarray:
+def told_by(policy: Policy, row: Sample) -> np.ndarray:
     """Log-probabilities of a row by itself, 0 outside its mask."""
     ids, mask = torch.from_numpy(row.ids).long()[None], torch.from_numpy(row.mask)[None]
     with torch.no_grad():
-        return policy(ids, torch.ones_like(ids), 0.7, want=mask).logps[0].numpy() * row.mask
+        return policy(ids, torch.ones_like(ids), 0.7, loss_mask=mask).logps[0].numpy() * row.mask
 
 
-def corrected(policy: Policy, rows: dict[str, Row], max_tokens: int = 30, **settings: Any) -> dict[str, Row]:
+def corrected(policy: Policy, rows: dict[str, Sample], max_tokens: int = 30, **settings: Any) -> dict[str, Sample]:
     correction = RolloutCorrection(**{"recompute": True, **settings})
     passing = {"pad_id": 0, "max_tokens": max_tokens, "temperature": 0.7}
     return correction.apply(rows, policy, torch.device("cpu"), MetricStore(), **passing)
 
 
 @pytest.fixture
-def rows() -> dict[str, Row]:
+def rows() -> dict[str, Sample]:
     """Rows of several lengths, the second with a token outside its mask."""
     rows = random_rows(9)
     rows["0/1"].mask[np.flatnonzero(rows["0/1"].mask)[0]] = False
@@ -108,7 +108,7 @@ def test_a_rank_with_less_takes_part_in_every_pass(tiny_policy: MakePolicy, rows
 class Played:
     """Stands in for the player: four episodes an iteration, two of which succeed, all different."""
 
-    def play_iteration(self, iteration: int, specs_of: Any) -> PlayedEpisodes:
+    def play_iteration(self, iteration: int, specs_of: Any) -> RolloutResult:
         episodes = []
         for index in range(4):
             turns = [make_turn(4, start=11 + 3 * index + iteration + number) for number in range(2)]
@@ -116,7 +116,7 @@ class Played:
                 turn.logps[:] = ENGINE
             episode = make_episode(0, index, success=index < 2, iteration=iteration)
             episodes.append(replace(episode, turns=turns))
-        return PlayedEpisodes(episodes, {"other": 0.0})
+        return RolloutResult(episodes, {"other": 0.0})
 
     def kept(self) -> None:
         """Nothing is played ahead."""
@@ -178,7 +178,7 @@ def module_of(policy: Policy, **correction: Any) -> SpearModule:
     return SpearModule(policy, optimizer=sgd, correction=RolloutCorrection(**correction), max_response_length=16)
 
 
-def rows_in(data: Data) -> dict[str, Row]:
+def rows_in(data: Data) -> dict[str, Sample]:
     assert data.replay is not None
     return {entry["key"]: entry["payload"].with_advantage(1.0) for entry in data.replay.state_dict()["entries"]}
 

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from spear_lightning.algorithm.losses import ClipCov, PPOClip
 from spear_lightning.data.minibatches import IterationStream, StepPlan, build_minibatches
-from spear_lightning.data.samples import Row
+from spear_lightning.data.samples import Sample
 from spear_lightning.metrics.store import MetricStore
 from spear_lightning.policy.policy import Policy
 from spear_lightning.training.correction import RolloutCorrection
@@ -27,13 +27,13 @@ SGD = partial(torch.optim.SGD, lr=0.5)
 AGGREGATIONS = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
 
 
-def random_rows(count: int, seed: int = 0, prefix: str = "0") -> dict[str, Row]:
+def random_rows(count: int, seed: int = 0, prefix: str = "0") -> dict[str, Sample]:
     random = np.random.default_rng(seed)
     rows = {}
     for number in range(count):
         prompt, response = random.integers(2, 6), random.integers(1, 9)
         turns = np.concatenate([np.full(prompt, -1), np.zeros(response)]).astype(np.int16)
-        rows[f"{prefix}/{number}"] = Row(
+        rows[f"{prefix}/{number}"] = Sample(
             ids=random.integers(11, 30, prompt + response).astype(np.int32),
             mask=turns >= 0,
             logps=np.where(turns >= 0, random.normal(-3, 0.3, prompt + response), 0).astype(np.float32),
@@ -174,7 +174,7 @@ def test_recomputed_log_probabilities_of_an_exact_engine_change_nothing(tiny_pol
     policy = tiny_policy("qwen2")
     for batch in minibatches_of(rows, max_tokens=1)[0].fresh.micro_batches:
         with torch.no_grad():
-            logps = policy(batch.input_ids, batch.attention_mask, 1.0, want=batch.response_mask > 0).logps[0]
+            logps = policy(batch.input_ids, batch.attention_mask, 1.0, loss_mask=batch.response_mask > 0).logps[0]
         row = next(row for row in rows.values() if row.ids.tolist() == batch.input_ids[0].tolist())
         row.logps[:] = logps.numpy()
     steps = minibatches_of(rows, minibatches=2)

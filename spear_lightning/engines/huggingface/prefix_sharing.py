@@ -20,13 +20,13 @@ class PrefillPlan:
 
     Attributes:
         first: jobs whose prompts are computed from what their own rows know.
-        heirs: pairs of a job and one of ``first``. The job takes over what its prompt begins with, ``job.known``
+        followers: pairs of a job and one of ``first``. The job takes over what its prompt begins with, ``job.known``
             tokens, from the other's row; the rest is computed then.
         copies: pairs of a job and one that is computed and has the same prompt.
     """
 
     first: list[Job]
-    heirs: list[tuple[Job, Job]]
+    followers: list[tuple[Job, Job]]
     copies: list[tuple[Job, Job]]
 
 
@@ -53,14 +53,14 @@ def plan_prefill(jobs: Sequence[Job], share: bool = True) -> PrefillPlan:
         copies += [(job, leader) for job in alike if job is not leader]
     distinct = [leaders[number] for number in sorted_for_sharing([job.prompt for job in leaders])]
     common = np.array([0, *(common_length(one.prompt, other.prompt) for one, other in pairwise(distinct))])
-    first, heirs = [], []
+    first, followers = [], []
     for job, source, shared in zip(distinct, *_sources(distinct, common), strict=True):
         if shared > job.known:
             job.known = shared
-            heirs.append((job, distinct[source]))
+            followers.append((job, distinct[source]))
         else:
             first.append(job)
-    return PrefillPlan(first, heirs, copies)
+    return PrefillPlan(first, followers, copies)
 
 
 def _sources(jobs: Sequence[Job], common: np.ndarray) -> tuple[list[int], list[int]]:

@@ -129,11 +129,11 @@ class Generation:
         cache = self._rows.cache
         computed = sorted(plan.first, key=lambda job: job.session.row)
         logits = self._model.prefill(cache, computed)
-        if plan.heirs:
-            _copy(cache, plan.heirs, max(heir.known for heir, _ in plan.heirs))
-            heirs = sorted((heir for heir, _ in plan.heirs), key=lambda job: job.session.row)
-            logits = torch.cat([logits, self._model.prefill(cache, heirs)])
-            computed += heirs
+        if plan.followers:
+            _copy(cache, plan.followers, max(follower.known for follower, _ in plan.followers))
+            followers = sorted((follower for follower, _ in plan.followers), key=lambda job: job.session.row)
+            logits = torch.cat([logits, self._model.prefill(cache, followers)])
+            computed += followers
         _copy(cache, plan.copies, max((len(job.prompt) for job, _ in plan.copies), default=0))
         lines = {id(job): line for line, job in enumerate(computed)}
         lines |= {id(job): lines[id(source)] for job, source in plan.copies}
