@@ -72,8 +72,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(error: Exception) -> int:
-    print(f"spear: error: {error}", file=sys.stderr)
+    print(f"spear: error: {_what_was_said(str(error))}", file=sys.stderr)
     return 2
+
+
+def _what_was_said(message: str) -> str:
+    """What a class has said of its argument, without what jsonargparse says around it where that is optional."""
+    said = [line.strip()[2:] for line in message.splitlines() if line.startswith("  - ")]
+    said = [line for line in said if line != "Expected a <class 'NoneType'>"]
+    return said[0] if "Union subtypes" in message and len(said) == 1 else message
 
 
 if __name__ == "__main__":

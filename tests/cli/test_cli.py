@@ -82,6 +82,15 @@ def message_of(capsys, tmp_path, cache, *arguments: str) -> str:
         (["--model.optimizer.init_args.lr=0"], ["learning rate of 0"]),
         (["--data.replay=null"], ["CurriculumSchedule", "data.replay"]),
         (
+            ["--data.replay.init_args.schedule=Drain", "--data.replay.init_args.capacity=2048"],
+            ["waits for 3072 usable samples", "at most 105 can enter", "would never replay", "data.rollouts.tasks"],
+        ),
+        (["--data.replay.init_args.max_age=0"], ["spear: error: ReplayBuffer.max_age must be at least 1, not 0"]),
+        (
+            ["--data.baseline.percentile=120"],
+            ["spear: error: data.baseline.percentile must be between 0 and 100 (50 is P50), not 120"],
+        ),
+        (
             ["--data.environment.games=official", "--data.environment.data_dir=no/data"],
             ["alfworld-download", "no/data"],
         ),
