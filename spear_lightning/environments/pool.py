@@ -308,7 +308,7 @@ class EnvironmentPool:
         for slot in worker.running:
             if slot in worker.pending:
                 self._arrived[slot] = Observation("", aborted=reason)
-            elif slot not in self._arrived:
+            else:  # also if an answer of it waits to be taken: its next step finds no episode
                 self._lost[slot] = reason
         self._losses += 1
         if self._losses >= _MAX_LOSSES:

@@ -124,6 +124,19 @@ def test_worker_killed_while_it_works(pool: EnvironmentPool) -> None:
     assert pool.step({2: "down"})[2].aborted is None
 
 
+def test_a_worker_killed_between_an_answer_and_its_being_taken(pool: EnvironmentPool) -> None:
+    """What it had answered is still taken; the episode is over all the same, and said to be at its next step."""
+    pool.reset({0: tasks(1)[0]})
+    pool.send_reset({2: tasks(3)[2]})
+    pool.step({0: "down"})  # of the same worker: its answer comes after that to the reset of slot 2
+    os.kill(pool.pids[0], signal.SIGKILL)
+    os.waitid(os.P_PID, pool.pids[0], os.WEXITED | os.WNOWAIT)
+    assert "died" in str(pool.step({0: "down"})[0].aborted)
+    assert pool.gather([2])[2].text.startswith("train 2")
+    assert "died" in str(pool.step({2: "down"})[2].aborted)
+    assert not any(answer.aborted for answer in pool.reset(tasks(3)).values())
+
+
 def test_hanging_environment_is_killed_and_the_rest_goes_on() -> None:
     with EnvironmentPool(Tiny(), workers=2, step_timeout=1.0) as pool:
         pool.reset(tasks(6))
