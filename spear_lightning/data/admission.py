@@ -15,7 +15,7 @@ from spear_lightning.rollout.episode import Episode
 
 
 def fresh_samples(scored: Iterable[ScoredEpisode]) -> dict[str, Sample]:
-    """Rows that carry a loss, by a key that is unique over ranks and iterations."""
+    """Samples that carry a loss, by a key that is unique over ranks and iterations."""
     return {
         _key(item.episode, turn): row
         for item in scored

@@ -13,7 +13,7 @@ _PATIENCE = 20
 
 
 class IdleWatch:
-    """Warns once of each part that could have acted for 20 iterations on end, and has not."""
+    """Warns of each part that could have acted for 20 iterations on end and has not: once in such a spell."""
 
     def __init__(self) -> None:
         self._idle: dict[str, int] = {}
