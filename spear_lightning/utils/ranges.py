@@ -1,9 +1,13 @@
 """Numbers with a range: said in the signature, refused where an object is made.
 
-@in_range
-@dataclass(frozen=True)
-class TrainingRollouts:
-    tasks: Positive = 8
+>>> from dataclasses import dataclass
+>>> @in_range
+... @dataclass(frozen=True)
+... class Rollouts:
+...     tasks: Positive = 8
+>>> Rollouts(tasks=0)
+Traceback (most recent call last):
+ValueError: Rollouts.tasks must be at least 1, not 0
 """
 
 from __future__ import annotations
