@@ -15,8 +15,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
 from spear_lightning.callbacks.logs import log_iteration
-from spear_lightning.data.scoring import Rollout
 from spear_lightning.distributed.collectives import total
+from spear_lightning.rollout.episode import Rollout
 from spear_lightning.training.hooks import MicroBatchOutput, RolloutHooks, UpdateHooks
 
 # Where entropies come from: generation, and the update on fresh and on replayed episodes.
@@ -130,7 +130,7 @@ class EntropyMonitor(Callback, RolloutHooks, UpdateHooks):
         turns = [
             (number, turn.entropies.astype(np.float64))
             for item in rollout.episodes
-            for number, turn in enumerate(item.episode.turns)
+            for number, turn in enumerate(item.turns)
         ]
         if not turns:
             return

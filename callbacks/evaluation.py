@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from spear_lightning.callbacks.summary import completed_iterations
-from spear_lightning.data.scoring import Rollout
 from spear_lightning.distributed.collectives import concatenate, gather
 from spear_lightning.environments.mixture import belongs, with_families
 from spear_lightning.metrics.evaluation import EpisodeRecord, Estimate, EvaluationSummary, summarize
+from spear_lightning.rollout.episode import Rollout
 from spear_lightning.training.hooks import RolloutHooks
 from spear_lightning.utils.atomic import write_atomically
 
@@ -67,7 +67,7 @@ class EvaluationReport(Callback, RolloutHooks):
     def on_rollout_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, rollout: Rollout) -> None:
         """Take the episodes of a part of the evaluation."""
         if trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING):
-            self._records += [EpisodeRecord.of(item.episode) for item in rollout.episodes]
+            self._records += [EpisodeRecord.of(item) for item in rollout.episodes]
             self._aborted += len(rollout.aborted)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

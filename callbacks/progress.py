@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from spear_lightning.callbacks.summary import RolloutSummary, completed_iterations
-from spear_lightning.data.scoring import Rollout
 from spear_lightning.distributed.collectives import gather
 from spear_lightning.environments.base import Split
 from spear_lightning.metrics.intervals import wilson
+from spear_lightning.rollout.episode import Rollout
 from spear_lightning.training.hooks import RolloutHooks
 
 

@@ -22,9 +22,9 @@ from rich.table import Table
 
 from spear_lightning.callbacks.plot import draw_curve
 from spear_lightning.callbacks.summary import RolloutSummary, completed_iterations
-from spear_lightning.data.scoring import Rollout
 from spear_lightning.distributed.collectives import gather
 from spear_lightning.metrics.intervals import newcombe, wilson
+from spear_lightning.rollout.episode import Rollout
 from spear_lightning.training.hooks import RolloutHooks
 from spear_lightning.utils.atomic import write_atomically
 

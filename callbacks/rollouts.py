@@ -13,9 +13,9 @@ from lightning.pytorch.callbacks import Callback
 
 from spear_lightning.callbacks.summary import completed_iterations
 from spear_lightning.callbacks.transcripts import notable, pick, record, transcript
-from spear_lightning.data.scoring import Rollout
 from spear_lightning.distributed.collectives import gather
 from spear_lightning.environments.base import Split
+from spear_lightning.rollout.episode import Rollout
 from spear_lightning.training.hooks import RolloutHooks
 from spear_lightning.utils.atomic import write_atomically
 
@@ -121,7 +121,7 @@ class RolloutLog(Callback, RolloutHooks):
             return
         iteration = rollout.iteration if training else completed_iterations(trainer)
         rank = trainer.global_rank
-        entries = [record(rollout.split, iteration, rank, item.episode, item) for item in rollout.episodes]
+        entries = [record(rollout.split, iteration, rank, item, item) for item in rollout.episodes]
         entries += [record(rollout.split, iteration, rank, episode, None) for episode in rollout.aborted]
         lines = [json.dumps(entry, ensure_ascii=True, allow_nan=False) + "\n" for entry in entries]
         whole = self.path(rollout.split, iteration, rank)

@@ -12,8 +12,8 @@ import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.trainer.states import TrainerFn
 
-from spear_lightning.data.scoring import Rollout
 from spear_lightning.distributed.collectives import gather
+from spear_lightning.rollout.episode import Rollout
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +51,18 @@ class RolloutSummary:
     def of(cls, rollout: Rollout) -> RolloutSummary:
         """Summarise the episodes of this rank."""
         scored = rollout.episodes
-        known = [values[~np.isnan(values)] for item in scored for values in (t.entropies for t in item.episode.turns)]
+        known = [values[~np.isnan(values)] for item in scored for values in (t.entropies for t in item.turns)]
         return cls(
             episodes=len(scored),
-            successes=sum(item.episode.success for item in scored),
+            successes=sum(item.success for item in scored),
             aborted=len(rollout.aborted),
             reward=math.fsum(item.reward for item in scored),
             entropy=math.fsum(float(values.sum(dtype=np.float64)) for values in known),
             tokens=sum(len(values) for values in known),
-            turns=sum(len(item.episode.turns) for item in scored),
-            invalid=sum(item.episode.invalid for item in scored),
-            kind_episodes=Counter(item.episode.task.kind for item in scored),
-            kind_successes=Counter(item.episode.task.kind for item in scored if item.episode.success),
+            turns=sum(len(item.turns) for item in scored),
+            invalid=sum(item.invalid for item in scored),
+            kind_episodes=Counter(item.task.kind for item in scored),
+            kind_successes=Counter(item.task.kind for item in scored if item.success),
         )
 
     @classmethod

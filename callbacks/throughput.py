@@ -14,10 +14,10 @@ from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch.callbacks import Callback
 
 from spear_lightning.callbacks.logs import log_iteration
-from spear_lightning.data.scoring import Rollout
 from spear_lightning.distributed.collectives import gather
 from spear_lightning.policy.flops import ModelShape, linear_weights, model_flops, shape_of
 from spear_lightning.policy.policy import Policy
+from spear_lightning.rollout.episode import Rollout
 from spear_lightning.training.hooks import MicroBatchOutput, RolloutHooks, UpdateHooks
 
 _DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}

@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from spear_lightning.data.scoring import Rollout, ScoredEpisode
-from spear_lightning.rollout.episode import Episode, Turn
+from spear_lightning.rollout.episode import Episode, Rollout, Turn
 from spear_lightning.utils.randomness import stream_seed
 
 # Characters of one observation or response that a transcript shows; the JSON record has all of them.
 SHOWN = 2000
 
 
-def record(split: str, iteration: int, rank: int, episode: Episode, scored: ScoredEpisode | None) -> dict[str, Any]:
+def record(split: str, iteration: int, rank: int, episode: Episode, scored: Episode | None) -> dict[str, Any]:
     """An episode as a dictionary that strict JSON can hold.
 
     Args:
@@ -104,7 +103,7 @@ def printable(text: str) -> str:
     )
 
 
-def notable(rollout: Rollout) -> dict[str, tuple[tuple[float, ...], ScoredEpisode]]:
+def notable(rollout: Rollout) -> dict[str, tuple[tuple[float, ...], Episode]]:
     """The best, the worst and a random episode of this rank.
 
     Returns:
@@ -114,13 +113,13 @@ def notable(rollout: Rollout) -> dict[str, tuple[tuple[float, ...], ScoredEpisod
     if not rollout.episodes:
         return {}
 
-    def order(item: ScoredEpisode) -> tuple[int, int]:
-        return item.episode.group, item.episode.index
+    def order(item: Episode) -> tuple[int, int]:
+        return item.group, item.index
 
     def ranked(reward: float) -> float:
         return reward if math.isfinite(reward) else math.inf
 
-    keys: dict[str, Callable[[ScoredEpisode], tuple[float, ...]]] = {
+    keys: dict[str, Callable[[Episode], tuple[float, ...]]] = {
         "best": lambda item: (-ranked(item.reward), *order(item)),
         "worst": lambda item: (ranked(item.reward), *order(item)),
         "random": lambda item: (stream_seed("transcript", rollout.iteration, *order(item)), *order(item)),
@@ -132,14 +131,14 @@ def notable(rollout: Rollout) -> dict[str, tuple[tuple[float, ...], ScoredEpisod
     return chosen
 
 
-def transcript(title: str, scored: ScoredEpisode) -> str:
+def transcript(title: str, scored: Episode) -> str:
     """An episode in Markdown that shows the text exactly as text: no markup or control character of it takes effect.
 
     Args:
         title: heading.
         scored: the episode.
     """
-    episode = scored.episode
+    episode = scored
     outcome = "solved" if episode.success else "not solved"
     parts = ", ".join(f"{name} {value:g}" for name, value in scored.parts.items())
     remarks = [
@@ -166,8 +165,8 @@ def transcript(title: str, scored: ScoredEpisode) -> str:
     return "\n".join(lines)
 
 
-def _remarks(scored: ScoredEpisode, number: int) -> str:
-    turn = scored.episode.turns[number]
+def _remarks(scored: Episode, number: int) -> str:
+    turn = scored.turns[number]
     remarks = [f"{len(turn.response_ids)} tokens", f"entropy {_mean(turn.entropies):.3f}"]
     if len(scored.advantages) > number:
         remarks.append(f"advantage {scored.advantages[number]:+.3f}")

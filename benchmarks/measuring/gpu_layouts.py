@@ -65,7 +65,7 @@ def _figures(costs: dict[str, Costs], name: str, update: OurUpdate, flops: float
     wall = spread(costs[name].wall)
     return {
         "computed": update.computed,
-        "micro_batches": len(update.minibatch.fresh.micro_batches),
+        "micro_batches": len(update.minibatch.micro_batches["fresh"]),
         "seconds": wall,
         "times_as_fast_as_padded": ratio(costs["padded"], costs[name])["wall"],
         "useful_TFLOP_per_second": flops / 1e12 / wall["median"],

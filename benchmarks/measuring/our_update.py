@@ -112,7 +112,7 @@ class OurUpdate:
         layer = self.policy.causal_lm.base_model.layers[0].mlp
         hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[:-1].numel()))
         with torch.no_grad():
-            for batch in self.minibatch.fresh.micro_batches:
+            for batch in self.minibatch.micro_batches["fresh"]:
                 self.policy(batch.input_ids, batch.attention_mask, loss_mask=batch.response_mask)
         hook.remove()
         return sum(seen)

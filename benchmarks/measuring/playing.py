@@ -21,7 +21,7 @@ from spear_lightning.environments.base import Split, Task, TaskSuite
 from spear_lightning.environments.pool import EnvironmentPool
 from spear_lightning.policy.policy import Policy
 from spear_lightning.rollout.collector import Collector, Lockstep, RolloutSchedule
-from spear_lightning.rollout.episode_batch import RolloutResult
+from spear_lightning.rollout.episode import Rollout
 from spear_lightning.rollout.specs import EpisodeSpec
 from spear_lightning.utils.randomness import stream_seed, uniforms
 
@@ -223,7 +223,7 @@ class Player:
         tasks = suite.tasks("train")
         self.specs = [EpisodeSpec(tasks[group], group, index) for group in groups for index in range(size)]
         self.collector = Collector(EnvironmentPool(suite, workers=workers), agent, engine, schedule=schedule)
-        self.played: RolloutResult | None = None
+        self.played: Rollout | None = None
 
     def play(self) -> None:
         """Play all episodes once; always the same ones."""

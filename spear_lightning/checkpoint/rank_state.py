@@ -14,8 +14,7 @@ from spear_lightning.algorithm.replay import ReplayBuffer
 from spear_lightning.data.samples import Sample
 from spear_lightning.data.token_pool import StoredSample, TokenPool, store_samples
 from spear_lightning.environments.base import Task
-from spear_lightning.rollout.episode import Episode, Turn
-from spear_lightning.rollout.episode_batch import RolloutResult
+from spear_lightning.rollout.episode import Episode, Rollout, Turn
 from spear_lightning.utils.randomness import stream_seed
 
 _FORMAT = 3
@@ -143,29 +142,26 @@ def _to_arrays(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
-_PLAYED_FORMAT = 1
+_PLAYED_FORMAT = 2
 _GENERATED = ("response_ids", "logps", "entropies")
 _TURN = [field.name for field in fields(Turn) if field.name not in ("prompt_ids", *_GENERATED)]
-_EPISODE = [field.name for field in fields(Episode) if field.name not in ("task", "turns")]
+_EPISODE = (  # what is known before it is scored
+    ("group", "index", "iteration", "context", "score", "success", "answer", "status", "reason", "weight_version")
+)
 
 
-def played_to_state(iteration: int, played: RolloutResult) -> dict[str, Any]:
-    """Episodes as plain types and a few tensors.
-
-    Args:
-        iteration: that they were played for.
-        played: on this rank.
-    """
+def played_to_state(played: Rollout) -> dict[str, Any]:
+    """Training episodes of this rank that were played and not yet scored, as plain types and a few tensors."""
     pool = TokenPool()
-    turns = [turn for episode in played.episodes for turn in episode.turns]
+    episodes = [*played.episodes, *played.aborted]
+    turns = [turn for episode in episodes for turn in episode.turns]
     slices = [pool.add(turn.prompt_ids) for turn in turns]
     pool.complete()
     joined = {name: _joined([getattr(turn, name) for turn in turns]) for name in _GENERATED}
     return {
         "format": _PLAYED_FORMAT,
-        "iteration": iteration,
+        "iteration": played.iteration,
         "seconds": dict(played.seconds),
-        "shortened": dict(played.shortened),
         "pool": torch.from_numpy(pool.tokens),
         "slices": _joined(slices),
         "slice_counts": [len(part) for part in slices],
@@ -175,12 +171,12 @@ def played_to_state(iteration: int, played: RolloutResult) -> dict[str, Any]:
             {name: _plain(getattr(episode, name)) for name in _EPISODE}
             | {"task": {field.name: getattr(episode.task, field.name) for field in fields(Task)}}
             | {"turns": [{name: _plain(getattr(turn, name)) for name in _TURN} for turn in episode.turns]}
-            for episode in played.episodes
+            for episode in episodes
         ],
     }
 
 
-def played_from_states(states: Iterable[dict[str, Any]], rank: int, world_size: int) -> tuple[int, RolloutResult]:
+def played_from_states(states: Iterable[dict[str, Any]], rank: int, world_size: int) -> Rollout:
     """The episodes that a rank would have played, of those that all ranks of the saved run have played.
 
     Args:
@@ -190,14 +186,13 @@ def played_from_states(states: Iterable[dict[str, Any]], rank: int, world_size: 
             (:func:`spear_lightning.rollout.specs.training_specs`).
 
     Returns:
-        The iteration they were played for, and the episodes in order of group and index.
+        The episodes in order of group and index.
 
     Raises:
         ValueError: a state was written by another version of this program.
     """
     episodes: list[Episode] = []
     seconds: dict[str, float] = {}
-    shortened: dict[str, int] = {}
     iteration = 0
     for state in states:
         if state["format"] != _PLAYED_FORMAT:
@@ -208,10 +203,8 @@ def played_from_states(states: Iterable[dict[str, Any]], rank: int, world_size: 
         iteration = state["iteration"]
         episodes += (episode for episode in _episodes(state) if episode.group % world_size == rank)
         seconds = {name: max(value, seconds.get(name, 0.0)) for name, value in state["seconds"].items()}
-        for name, count in state["shortened"].items():
-            shortened[name] = shortened.get(name, 0) + count
     episodes.sort(key=lambda episode: (episode.group, episode.index))
-    return iteration, RolloutResult(episodes, seconds, shortened)
+    return Rollout.of("train", iteration, episodes, seconds)
 
 
 def _episodes(state: dict[str, Any]) -> Iterator[Episode]:

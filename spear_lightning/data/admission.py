@@ -8,24 +8,24 @@ import numpy as np
 
 from spear_lightning.algorithm.replay import ReplayBuffer, ReplayEntry, ReplaySample, RewardBaseline, is_admissible
 from spear_lightning.data.samples import Sample, samples_of
-from spear_lightning.data.scoring import GroupStatistics, ScoredEpisode
+from spear_lightning.data.scoring import GroupStatistics
 from spear_lightning.data.token_pool import SampleStore
 from spear_lightning.distributed.collectives import concatenate, gather
 from spear_lightning.rollout.episode import Episode
 
 
-def fresh_samples(scored: Iterable[ScoredEpisode]) -> dict[str, Sample]:
+def fresh_samples(scored: Iterable[Episode]) -> dict[str, Sample]:
     """Samples that carry a loss, by a key that is unique over ranks and iterations."""
     return {
-        _key(item.episode, turn): row
+        _key(item, turn): row
         for item in scored
-        for turn, row in samples_of(item.episode, item.advantages, item.keep)
+        for turn, row in samples_of(item, item.advantages, item.keep)
         if row.mask.any()
     }
 
 
 def admissible_entries(
-    scored: Iterable[ScoredEpisode], rows: Mapping[str, Sample], has_tools: bool = True
+    scored: Iterable[Episode], rows: Mapping[str, Sample], has_tools: bool = True
 ) -> list[ReplayEntry]:
     """Replay entries of the rows with a positive advantage (algorithm.md §3), put away together.
 
@@ -41,7 +41,7 @@ def admissible_entries(
             payload=store.add(row),
             reward=item.worth(sorted({int(turn) for turn in row.turns[row.mask]})),
             advantage=row.advantage,
-            iteration=item.episode.iteration,
+            iteration=item.iteration,
         )
         for item, key, row in _admissible(scored, rows, has_tools)
     ]
@@ -55,12 +55,12 @@ def recalibrated(drawn: Sequence[ReplaySample]) -> dict[str, Sample]:
 
 
 def _admissible(
-    scored: Iterable[ScoredEpisode], rows: Mapping[str, Sample], has_tools: bool
-) -> Iterator[tuple[ScoredEpisode, str, Sample]]:
+    scored: Iterable[Episode], rows: Mapping[str, Sample], has_tools: bool
+) -> Iterator[tuple[Episode, str, Sample]]:
     for item in scored:
-        for turn in range(len(item.episode.turns)):
-            key = _key(item.episode, turn)
-            if key in rows and is_admissible(rows[key].advantage, item.episode.tool_calls, has_tools):
+        for turn in range(len(item.turns)):
+            key = _key(item, turn)
+            if key in rows and is_admissible(rows[key].advantage, item.tool_calls, has_tools):
                 yield item, key, rows[key]
 
 
@@ -77,7 +77,7 @@ def remember(baseline: RewardBaseline, statistics: GroupStatistics) -> None:
 def draw_and_admit(
     replay: ReplayBuffer,
     baseline: RewardBaseline,
-    scored: Sequence[ScoredEpisode],
+    scored: Sequence[Episode],
     rows: Mapping[str, Sample],
     iteration: int,
     *,
@@ -100,7 +100,7 @@ def draw_and_admit(
     Returns:
         The replayed rows of this rank, with their recalibrated advantages, and metrics over all ranks.
     """
-    samples = sum(item.episode.samples for item in scored if item.in_batch)
+    samples = sum(item.samples for item in scored if item.in_batch)
     drawn = replay.draw(
         iteration,
         baseline,

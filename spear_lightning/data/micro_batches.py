@@ -61,16 +61,8 @@ def empty_micro_batch(pad_id: int, source: Literal["fresh", "replay"] = "fresh")
 
     One row of two tokens that attend normally, so that nothing is divided by zero on the way through the model.
     """
-    shape = (1, 2)
-    return MicroBatch(
-        input_ids=torch.full(shape, pad_id, dtype=torch.int64),
-        attention_mask=torch.ones(shape, dtype=torch.int64),
-        response_mask=torch.zeros(shape, dtype=torch.float32),
-        old_logps=torch.zeros(shape, dtype=torch.float32),
-        advantages=torch.zeros(shape, dtype=torch.float32),
-        turns=torch.full(shape, -1, dtype=torch.int16),
-        source=source,
-    )
+    ids, nothing = np.full(2, pad_id, np.int32), np.zeros(2, np.float32)
+    return micro_batch_of([Sample(ids, nothing > 0, nothing, nothing, np.full(2, -1, np.int16))], pad_id, source)
 
 
 def as_many_as_other_ranks(
@@ -136,9 +128,10 @@ def micro_batch_of(rows: Sequence[Sample], pad_id: int, source: Literal["fresh",
     shape = (len(rows), max(2, *(len(row) for row in rows)))
     ids, attention = np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64)
     mask, logps, advantages = np.zeros(shape, np.float32), np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    turns = np.full(shape, -1, np.int16)
+    turns, weights = np.full(shape, -1, np.int16), np.ones(shape, np.float32)
     for number, row in enumerate(rows):
         end = len(row)
+        weights[number, :end] = 1 if row.weights is None else row.weights
         ids[number, :end], attention[number, :end], mask[number, :end] = row.ids, 1, row.mask
         logps[number, :end], advantages[number, :end], turns[number, :end] = row.logps, row.advantages, row.turns
     return MicroBatch(
@@ -149,7 +142,7 @@ def micro_batch_of(rows: Sequence[Sample], pad_id: int, source: Literal["fresh",
         advantages=torch.from_numpy(advantages),
         turns=torch.from_numpy(turns),
         source=source,
-        weights=_padded_weights(rows, shape),
+        weights=None if all(row.weights is None for row in rows) else torch.from_numpy(weights),
     )
 
 
@@ -246,14 +239,3 @@ def _chains(first: list[int], further: list[int], budget: int) -> list[int]:
             sizes.append(1)
             room = budget - head
     return sizes
-
-
-def _padded_weights(rows: Sequence[Sample], shape: tuple[int, int]) -> Tensor | None:
-    """Weights of rows, 1 where there are none; ``None`` if no row has any."""
-    if all(row.weights is None for row in rows):
-        return None
-    weights = np.ones(shape, np.float32)
-    for number, row in enumerate(rows):
-        if row.weights is not None:
-            weights[number, : len(row)] = row.weights
-    return torch.from_numpy(weights)

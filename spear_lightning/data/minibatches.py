@@ -7,9 +7,8 @@ DeepSpeed's collectives need every rank to take part in every backward pass).
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
 import torch
@@ -25,47 +24,37 @@ Source = Literal["fresh", "replay"]
 ReplaySteps = Literal["mixed", "own"]
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """The fresh or the replayed share of a minibatch, on this rank.
-
-    Attributes:
-        micro_batches: the same number on every rank.
-        tokens: generated tokens in the loss, over all ranks.
-        signal: such tokens whose advantage is not zero, over all ranks.
-        steps: of the iteration that learn from this source; 0 if this one does not.
-    """
-
-    micro_batches: list[MicroBatch] = field(default_factory=list)
-    tokens: int = 0
-    signal: int = 0
-    steps: int = 0
-
-    def to(self, device: torch.device | str) -> Part:
-        """The same on another device."""
-        return dataclasses.replace(self, micro_batches=[batch.to(device) for batch in self.micro_batches])
-
-
 class Minibatch:
-    """What one optimizer step learns from.
+    """What one optimizer step learns from, on this rank; the numbers are over all ranks.
 
     Not a dataclass: Lightning's precision plugins look into those and would round the behaviour log-probabilities.
 
     Attributes:
-        fresh: rows of this iteration's episodes.
-        replay: rows drawn from the replay buffer.
-        temperature: that the rows were sampled at; ratios are taken at the same one.
+        temperature: that the samples were drawn at; ratios are taken at the same one.
         seed: of the random choices of this step (Clip-Cov), the same on every rank.
+        micro_batches: by source, the same number on every rank.
+        tokens: generated tokens in the loss, by source.
+        signal: such tokens whose advantage is not zero, by source.
+        steps: of the iteration that learn from a source, if this one does; else 0.
     """
 
-    __slots__ = ("fresh", "replay", "seed", "temperature")
+    __slots__ = ("micro_batches", "seed", "signal", "steps", "temperature", "tokens")
 
-    def __init__(self, fresh: Part, replay: Part, temperature: float, seed: int) -> None:
-        self.fresh, self.replay, self.temperature, self.seed = fresh, replay, temperature, seed
+    def __init__(self, temperature: float, seed: int) -> None:
+        self.temperature, self.seed = temperature, seed
+        self.micro_batches: dict[Source, list[MicroBatch]] = {"fresh": [], "replay": []}
+        self.tokens: dict[Source, int] = {"fresh": 0, "replay": 0}
+        self.signal: dict[Source, int] = {"fresh": 0, "replay": 0}
+        self.steps: dict[Source, int] = {"fresh": 0, "replay": 0}
 
     def to(self, device: torch.device | str) -> Minibatch:
         """The same on another device; Lightning calls it."""
-        return Minibatch(self.fresh.to(device), self.replay.to(device), self.temperature, self.seed)
+        moved = Minibatch(self.temperature, self.seed)
+        moved.tokens, moved.signal, moved.steps = self.tokens, self.signal, self.steps
+        moved.micro_batches = {
+            source: [b.to(device) for b in batches] for source, batches in self.micro_batches.items()
+        }
+        return moved
 
 
 class IterationStream(Generic[T]):
@@ -145,40 +134,34 @@ def build_minibatches(
         iteration: number of this iteration.
         layout: how the policy takes rows.
     """
-
-    def dealt(source: Source, rows: Mapping[str, Sample], steps: int | None = None) -> list[Part]:
-        keys = concatenate(sorted(rows))
-        count = plan.count(len(keys)) if steps is None else steps
-        parts: list[Part] = []
-        for epoch in range(plan.epochs):
-            step_of = split_minibatches(keys, count, stream_seed("deal", source, seed, iteration, epoch))
-            parts += [
-                _part([rows[key] for key in sorted(rows) if step_of[key] == step], max_tokens, pad_id, source, layout)
-                for step in range(count)
-            ]
-        return [dataclasses.replace(part, steps=len(parts)) for part in parts]
-
-    new = dealt("fresh", fresh)
-    if plan.replay == "mixed":
-        pairs = list(zip(new, dealt("replay", replay, len(new) // plan.epochs), strict=True))
-    else:
-        pairs = [(part, Part()) for part in new]
-        pairs += [(Part(), part) for part in (dealt("replay", replay) if concatenate(replay) else [])]
-    pairs += [(Part(), Part())] * (length - len(pairs))
-    return [
-        Minibatch(of_fresh, of_replay, temperature, stream_seed("update", seed, iteration, number))
-        for number, (of_fresh, of_replay) in enumerate(pairs)
+    fresh_keys, replay_keys = concatenate(sorted(fresh)), concatenate(sorted(replay))
+    new = plan.epochs * plan.count(len(fresh_keys))
+    own = plan.epochs * plan.count(len(replay_keys)) if plan.replay == "own" and replay_keys else 0
+    minibatches = [
+        Minibatch(temperature, stream_seed("update", seed, iteration, number))
+        for number in range(max(length, new + own))
     ]
 
+    def deal(source: Source, samples: Mapping[str, Sample], keys: list[str], steps: Sequence[Minibatch]) -> None:
+        count = len(steps) // plan.epochs
+        step_of: dict[str, int] = {}
+        for number, minibatch in enumerate(steps):
+            epoch, step = divmod(number, count)
+            if step == 0:
+                step_of = split_minibatches(keys, count, stream_seed("deal", source, seed, iteration, epoch))
+            mine = [samples[key] for key in sorted(samples) if step_of[key] == step]
+            mine = [sample for sample in mine if sample.mask.any()]  # one without loss would only cost time
+            packed = pack(mine, pad_id=pad_id, max_tokens=max_tokens, source=source, layout=layout)
+            counts = total(
+                {
+                    "tokens": sum(int(sample.mask.sum()) for sample in mine),
+                    "signal": sum(int((sample.mask & (sample.advantages != 0)).sum()) for sample in mine),
+                }
+            )
+            minibatch.micro_batches[source] = as_many_as_other_ranks(packed, pad_id, source)
+            minibatch.tokens[source], minibatch.signal[source] = int(counts["tokens"]), int(counts["signal"])
+            minibatch.steps[source] = len(steps)
 
-def _part(rows: list[Sample], max_tokens: int, pad_id: int, source: Source, layout: Layout) -> Part:
-    rows = [row for row in rows if row.mask.any()]  # a row without loss would only cost time
-    packed = pack(rows, pad_id=pad_id, max_tokens=max_tokens, source=source, layout=layout)
-    packed = as_many_as_other_ranks(packed, pad_id, source)
-    counts = total(
-        {
-            "tokens": sum(int(row.mask.sum()) for row in rows),
-            "signal": sum(int((row.mask & (row.advantages != 0)).sum()) for row in rows),
-        }
-    )
-    return Part(packed, int(counts["tokens"]), int(counts["signal"]))
+    deal("fresh", fresh, fresh_keys, minibatches[:new])
+    deal("replay", replay, replay_keys, minibatches[:new] if plan.replay == "mixed" else minibatches[new : new + own])
+    return minibatches

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lightning.pytorch.utilities import rank_zero_warn
-
-from spear_lightning.data.scoring import Rollout, groups_with_signal
+from spear_lightning.data.scoring import groups_with_signal
+from spear_lightning.rollout.episode import Rollout
 from spear_lightning.rollout.specs import TrainingRollouts
 
 
@@ -58,27 +57,3 @@ def play_until_signal(play: Callable[[range], Rollout], settings: TrainingRollou
         played, rounds = played + missing, rounds + 1
         missing = settings.tasks - len(groups_with_signal(rollout.episodes))
     return rollout, Resampling(rounds, played - settings.tasks, settings.tasks - missing)
-
-
-class ShortageWarning:
-    """Warns once, when resampling did not find enough groups with signal."""
-
-    def __init__(self) -> None:
-        self._given = False
-
-    def look_at(self, found: Resampling, settings: TrainingRollouts) -> None:
-        """Take note of an iteration.
-
-        Args:
-            found: what it took.
-            settings: what was wanted.
-        """
-        if found.signal < settings.tasks and not self._given:
-            self._given = True
-            rank_zero_warn(
-                f"after {found.rounds} further rounds with {found.groups} fresh tasks, only {found.signal} groups of "
-                f"data.rollouts.tasks={settings.tasks} have episodes with different rewards, and the update learns "
-                f"from these alone: raise data.rollouts.resample (now {settings.resample}), or give data.environment "
-                "tasks that are sometimes solved (easier ones where rollout/success is near 0, harder ones where it is "
-                "near 1)"
-            )

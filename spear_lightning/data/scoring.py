@@ -9,101 +9,16 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from spear_lightning.agents.base import Context
 from spear_lightning.algorithm.estimators import AdvantageEstimator, TurnTable
 from spear_lightning.algorithm.filters import ZERO_DEVIATION, QualityFilters, keep_groups
 from spear_lightning.algorithm.rewards import RewardComposer
 from spear_lightning.distributed.collectives import concatenate, gather
-from spear_lightning.environments.base import Split
 from spear_lightning.rollout.episode import Episode
-
-
-@dataclass(slots=True)
-class ScoredEpisode:
-    """An episode with its reward, filters and advantages.
-
-    Attributes:
-        episode: as played.
-        reward: composed episode reward R (``algorithm.rewards``).
-        parts: the parts that R is the sum of, by name: ``outcome``, ``tool`` (weighted by μ), ``format``.
-        penalties: what each turn pays for itself, not negative, float64 ``(turns,)``.
-        step_rewards: the environment's own reward of each turn, float64 ``(turns,)`` (GiGPO discounts these).
-        filters: names of the quality filters that apply to the whole episode (``overlong``, ``incomplete``,
-            ``repetitive``, ``unreadable``), empty if none.
-        keep: one per turn; false takes the turn out of the loss.
-        group_kept: false if the whole group was dropped (smallest reward deviation, or none).
-        in_batch: false if the group carries no signal and others were sought in its place: it is dropped, and counts in
-            nothing that is computed of the batch.
-        advantages: one per turn, float64 ``(turns,)``; zeros until estimated.
-        group_mean: mean R of the group.
-        group_std: sample standard deviation of R in the group.
-    """
-
-    episode: Episode
-    reward: float
-    parts: dict[str, float]
-    penalties: npt.NDArray[np.float64]
-    step_rewards: npt.NDArray[np.float64]
-    filters: frozenset[str] = frozenset()
-    keep: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
-    group_kept: bool = True
-    in_batch: bool = True
-    advantages: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    group_mean: float = 0.0
-    group_std: float = 0.0
-
-    def worth(self, turns: Sequence[int] | None = None) -> float:
-        """R less the mean penalty of some turns: what a sample that is made of them is worth.
-
-        Args:
-            turns: their numbers; ``None`` for all.
-        """
-        penalties = self.penalties if turns is None else self.penalties[list(turns)]
-        return self.reward - (float(penalties.mean()) if len(penalties) else 0.0)
-
-
-class Rollout:
-    """All episodes this rank played in one phase.
-
-    Not a dataclass: Lightning would look into it for tensors to move and to round.
-
-    Attributes:
-        split: which tasks were played.
-        iteration: number of the SPEAR iteration (epoch) it belongs to.
-        episodes: scored, in order of (group, index). Aborted ones are not among them.
-        aborted: episodes whose environment failed.
-        seconds: wall-clock by phase: ``generation``, ``environment``, ``sync`` (handing weights to the engine),
-            ``other``.
-    """
-
-    __slots__ = ("aborted", "episodes", "iteration", "seconds", "split")
-
-    def __init__(
-        self,
-        split: Split,
-        iteration: int,
-        episodes: list[ScoredEpisode],
-        aborted: list[Episode],
-        seconds: dict[str, float],
-    ) -> None:
-        self.split, self.iteration = split, iteration
-        self.episodes, self.aborted, self.seconds = episodes, aborted, seconds
-
-    def extend(self, other: Rollout) -> None:
-        """Take in what this rank played next in the same phase, groups with larger numbers; seconds add up."""
-        self.episodes += other.episodes
-        self.aborted += other.aborted
-        for name, seconds in other.seconds.items():
-            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-
-    def to(self, device: object) -> Rollout:
-        """Itself: there is nothing on a device. Lightning calls it for each batch."""
-        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +43,8 @@ class GroupStatistics:
 
 def score_episode(
     episode: Episode, composer: RewardComposer, filters: QualityFilters, tool_reward_weight: float
-) -> ScoredEpisode:
-    """Compose the reward of one episode and apply the quality filters to it.
+) -> Episode:
+    """Compose the reward of one episode and apply the quality filters to it, in place.
 
     In ``conversation`` context a filter takes out the whole episode; in ``stepwise`` context only the turns it applies
     to (each turn is a training row of its own).
@@ -139,6 +54,9 @@ def score_episode(
         composer: makes R of its parts.
         filters: quality filters.
         tool_reward_weight: μ(t).
+
+    Returns:
+        The episode itself.
     """
     parts = composer.compose(
         success=episode.success,
@@ -157,19 +75,15 @@ def score_episode(
     clean = np.array([not flag for flag in flags], dtype=bool)
     if episode.context == "conversation":
         clean[:] = not found
-    return ScoredEpisode(
-        episode=episode,
-        reward=parts.total,
-        parts={"outcome": parts.outcome, "tool": parts.tool, "format": parts.format},
-        penalties=parts.penalties,
-        step_rewards=parts.step_rewards,
-        filters=found,
-        keep=clean,
-        advantages=np.zeros(len(episode.turns)),
-    )
+    episode.reward = parts.total
+    episode.parts = {"outcome": parts.outcome, "tool": parts.tool, "format": parts.format}
+    episode.penalties, episode.step_rewards = parts.penalties, parts.step_rewards
+    episode.filters, episode.keep = found, clean
+    episode.advantages = np.zeros(len(episode.turns))
+    return episode
 
 
-def shares_filtered(scored: Sequence[ScoredEpisode]) -> dict[str, float]:
+def shares_filtered(scored: Sequence[Episode]) -> dict[str, float]:
     """Share of episodes that each quality filter has taken out of the loss, whole; the commonest filter first.
 
     Args:
@@ -179,7 +93,7 @@ def shares_filtered(scored: Sequence[ScoredEpisode]) -> dict[str, float]:
     return {name: count / len(scored) for name, count in hits.most_common()}
 
 
-def groups_with_signal(scored: Sequence[ScoredEpisode]) -> set[int]:
+def groups_with_signal(scored: Sequence[Episode]) -> set[int]:
     """Numbers of the groups, over all ranks, whose episodes did not all get the same R. Every rank must call it.
 
     Args:
@@ -187,12 +101,12 @@ def groups_with_signal(scored: Sequence[ScoredEpisode]) -> set[int]:
     """
     rewards: dict[int, list[float]] = {}
     for item in scored:
-        rewards.setdefault(item.episode.group, []).append(item.reward)
+        rewards.setdefault(item.group, []).append(item.reward)
     return set(concatenate(group for group, values in rewards.items() if _deviation(values) > ZERO_DEVIATION))
 
 
 def estimate_advantages(
-    scored: Sequence[ScoredEpisode], estimator: AdvantageEstimator, filters: QualityFilters, batch: int | None = None
+    scored: Sequence[Episode], estimator: AdvantageEstimator, filters: QualityFilters, batch: int | None = None
 ) -> GroupStatistics:
     """Fill in group statistics, dropped groups and advantages, in place.
 
@@ -229,8 +143,8 @@ def estimate_advantages(
             of_episode.update(zip(((row.group, row.index) for row in rows), advantages, strict=True))
             deviations.update(zip(part, estimator.deviations(table), strict=True))
     for item in scored:
-        group = item.episode.group
-        item.advantages = of_episode[group, item.episode.index][: len(item.episode.turns)]
+        group = item.group
+        item.advantages = of_episode[group, item.index][: len(item.turns)]
         item.group_mean, item.group_std = means[group], stds[group]
         item.group_kept, item.in_batch = group in kept, group in learned
         if not item.group_kept:
@@ -256,16 +170,16 @@ class _Scores:
     anchors: list[str]
 
     @classmethod
-    def of(cls, item: ScoredEpisode) -> _Scores:
+    def of(cls, item: Episode) -> _Scores:
         return cls(
-            group=item.episode.group,
-            index=item.episode.index,
-            context=item.episode.context,
+            group=item.group,
+            index=item.index,
+            context=item.context,
             reward=item.reward,
             worth=item.worth(),
             penalties=item.penalties.tolist() or [0.0],
             step_rewards=item.step_rewards.tolist() or [item.parts["outcome"]],
-            anchors=[_digest(turn.anchor) for turn in item.episode.turns] or [""],
+            anchors=[_digest(turn.anchor) for turn in item.turns] or [""],
         )
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from spear_lightning.data.scoring import Rollout, ScoredEpisode
 from spear_lightning.environments.mixture import belongs, with_families
 from spear_lightning.metrics.store import MetricStore
+from spear_lightning.rollout.episode import Episode, Rollout
 
 
 def record_rollout(store: MetricStore, rollout: Rollout) -> None:
@@ -19,20 +19,18 @@ def record_rollout(store: MetricStore, rollout: Rollout) -> None:
     """
     prefix = "rollout" if rollout.split == "train" else rollout.split
     scored, count = rollout.episodes, len(rollout.episodes)
-    _means(store, f"{prefix}/success", (item.episode.success for item in scored))
-    _means(store, f"{prefix}/score", (item.episode.score for item in scored))
-    _means(store, f"{prefix}/turns", (len(item.episode.turns) for item in scored))
-    _means(store, f"{prefix}/tokens", (item.episode.generated_tokens for item in scored))
-    _means(store, f"{prefix}/tool_calls", (item.episode.tool_calls for item in scored))
-    _means(store, f"{prefix}/truncated", (item.episode.status == "truncated" for item in scored))
-    _means(store, f"{prefix}/overlong", (item.episode.reason == "overlong" for item in scored))
-    _means(store, f"{prefix}/invalid", (not turn.valid for item in scored for turn in item.episode.turns))
-    _means(store, f"{prefix}/response_length", (len(t.response_ids) for item in scored for t in item.episode.turns))
-    for kind in with_families([item.episode.task.kind for item in scored]):
-        _means(
-            store, f"{prefix}/success/{kind}", (i.episode.success for i in scored if belongs(i.episode.task.kind, kind))
-        )
-    entropies = [turn.entropies for item in scored for turn in item.episode.turns if len(turn.entropies)]
+    _means(store, f"{prefix}/success", (item.success for item in scored))
+    _means(store, f"{prefix}/score", (item.score for item in scored))
+    _means(store, f"{prefix}/turns", (len(item.turns) for item in scored))
+    _means(store, f"{prefix}/tokens", (item.generated_tokens for item in scored))
+    _means(store, f"{prefix}/tool_calls", (item.tool_calls for item in scored))
+    _means(store, f"{prefix}/truncated", (item.status == "truncated" for item in scored))
+    _means(store, f"{prefix}/overlong", (item.reason == "overlong" for item in scored))
+    _means(store, f"{prefix}/invalid", (not turn.valid for item in scored for turn in item.turns))
+    _means(store, f"{prefix}/response_length", (len(t.response_ids) for item in scored for t in item.turns))
+    for kind in with_families([item.task.kind for item in scored]):
+        _means(store, f"{prefix}/success/{kind}", (i.success for i in scored if belongs(i.task.kind, kind)))
+    entropies = [turn.entropies for item in scored for turn in item.turns if len(turn.entropies)]
     if entropies:
         _means(store, f"{prefix}/entropy", np.concatenate(entropies))
     store.sum(f"{prefix}/episodes", count)
@@ -41,12 +39,12 @@ def record_rollout(store: MetricStore, rollout: Rollout) -> None:
         store.max(f"time/{prefix}_{phase}", seconds)
     elapsed = sum(rollout.seconds.values())
     if elapsed > 0:  # a sum over ranks: every rank generates at its own rate
-        store.sum(f"{prefix}/tokens_per_second", sum(item.episode.generated_tokens for item in scored) / elapsed)
+        store.sum(f"{prefix}/tokens_per_second", sum(item.generated_tokens for item in scored) / elapsed)
     if rollout.split == "train":
         _record_training(store, scored)
 
 
-def _record_training(store: MetricStore, scored: list[ScoredEpisode]) -> None:
+def _record_training(store: MetricStore, scored: list[Episode]) -> None:
     _means(store, "reward/total", (item.reward for item in scored))
     for part in scored[0].parts if scored else ():
         _means(store, f"reward/{part}", (item.parts[part] for item in scored))

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -20,8 +19,7 @@ from spear_lightning.environments.base import Split
 from spear_lightning.policy.policy import Policy
 from spear_lightning.policy.snapshot import WeightSnapshot
 from spear_lightning.rollout.collector import Collector
-from spear_lightning.rollout.episode import Episode
-from spear_lightning.rollout.episode_batch import RolloutResult
+from spear_lightning.rollout.episode import Episode, Rollout
 from spear_lightning.rollout.specs import EpisodeSpec
 from spear_lightning.utils.randomness import stream_seed
 
@@ -41,7 +39,7 @@ class AsyncRollout:
     def __init__(self) -> None:
         self._iteration: int | None = None
         self._thread: threading.Thread | None = None
-        self._played: RolloutResult | None = None
+        self._played: Rollout | None = None
         self._error: BaseException | None = None
         self._cancelled = False
         self._progress = (0, 0)
@@ -52,7 +50,7 @@ class AsyncRollout:
         """Whose episodes are being played or kept; ``None`` if there are none."""
         return self._iteration
 
-    def start(self, iteration: int, play: Callable[[OnStep], RolloutResult], device: torch.device) -> None:
+    def start(self, iteration: int, play: Callable[[OnStep], Rollout], device: torch.device) -> None:
         """Play in the background.
 
         Args:
@@ -81,10 +79,10 @@ class AsyncRollout:
         self._thread = threading.Thread(target=run, name=f"rollout of iteration {iteration}", daemon=True)
         self._thread.start()
 
-    def keep(self, iteration: int, played: RolloutResult) -> None:
+    def keep(self, played: Rollout) -> None:
         """Keep episodes that were played before (from a checkpoint)."""
         self.cancel()
-        self._iteration, self._played = iteration, played
+        self._iteration, self._played = played.iteration, played
 
     def wait(self, on_step: OnStep | None = None) -> None:
         """Until nothing is being played any more.
@@ -108,14 +106,12 @@ class AsyncRollout:
             self._iteration = None
             raise error
 
-    def peek(self) -> tuple[int, RolloutResult] | None:
-        """The iteration and its episodes, once they are played, without taking them; ``None`` if there are none."""
+    def peek(self) -> Rollout | None:
+        """The episodes, once they are played, without taking them; ``None`` if there are none."""
         self.wait()
-        if self._iteration is None or self._played is None:
-            return None
-        return self._iteration, self._played
+        return self._played
 
-    def take(self, on_step: OnStep | None = None) -> RolloutResult:
+    def take(self, on_step: OnStep | None = None) -> Rollout:
         """The episodes, once they are played; they are not kept any longer.
 
         Args:
@@ -236,7 +232,7 @@ class RolloutRunner:
         self._ahead = AsyncRollout()
         self._snapshot = WeightSnapshot(owner.policy) if ahead else None
 
-    def play(self, split: Split, specs: Sequence[EpisodeSpec], iteration: int) -> RolloutResult:
+    def play(self, split: Split, specs: Sequence[EpisodeSpec], iteration: int) -> Rollout:
         """Play with the weights as they are now, once nothing else is played any more.
 
         Args:
@@ -253,7 +249,7 @@ class RolloutRunner:
         owner.train(training)
         return played
 
-    def play_iteration(self, iteration: int, specs_of: SpecsOf) -> RolloutResult:
+    def play_iteration(self, iteration: int, specs_of: SpecsOf) -> Rollout:
         """The training episodes of an iteration; ahead of training, those of the next one are begun.
 
         Args:
@@ -267,7 +263,7 @@ class RolloutRunner:
             self._begin(iteration, specs)
         on_step = self._tell("train", len(specs))
         played = self._ahead.take(on_step)
-        if list(map(_name, played.episodes)) != list(map(_name, specs)):
+        if {_name(episode) for episode in (*played.episodes, *played.aborted)} != set(map(_name, specs)):
             rank_zero_warn(
                 f"the checkpoint has episodes of iteration {iteration} of other tasks than data.environment and "
                 "data.rollouts say now: they are played anew"
@@ -278,12 +274,12 @@ class RolloutRunner:
             self._begin(iteration + 1, specs_of(iteration + 1))
         return played
 
-    def keep(self, iteration: int, played: RolloutResult) -> None:
+    def keep(self, played: Rollout) -> None:
         """Keep the episodes of an iteration that a checkpoint has, until it comes."""
-        self._ahead.keep(iteration, played)
+        self._ahead.keep(played)
 
-    def kept(self) -> tuple[int, RolloutResult] | None:
-        """The next iteration and its episodes, once they are all played; ``None`` where none are played ahead."""
+    def kept(self) -> Rollout | None:
+        """The episodes of the next iteration, once they are all played; ``None`` where none are played ahead."""
         return self._ahead.peek()
 
     def cancel(self) -> None:
@@ -303,7 +299,7 @@ class RolloutRunner:
 
     def _ready(
         self, split: Split, specs: Sequence[EpisodeSpec], iteration: int, policy: Callable[[], Policy]
-    ) -> Callable[[OnStep], RolloutResult]:
+    ) -> Callable[[OnStep], Rollout]:
         """Hand the weights to the engine now; what plays with them when it is called."""
         collector, engine = self._collector, self._collector.engine
         started = time.perf_counter()
@@ -311,17 +307,19 @@ class RolloutRunner:
         engine.sync(policy(), self._owner.weight_version)
         synced = time.perf_counter() - started
 
-        def play(on_step: OnStep) -> RolloutResult:
+        def play(on_step: OnStep) -> Rollout:
             played = collector.play(
                 specs,
                 self._sampling(split),
                 iteration=iteration,
                 seed=stream_seed(split, self._seed),
                 max_turns=self._max_turns,
+                split=split,
                 on_step=on_step,
             )
             engine.sleep()
-            return replace(played, seconds={**played.seconds, "sync": synced})
+            played.seconds["sync"] = synced
+            return played
 
         return play
 

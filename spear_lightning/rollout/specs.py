@@ -9,6 +9,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from spear_lightning.environments.base import Task
 from spear_lightning.utils.randomness import stream_seed
+from spear_lightning.utils.ranges import AtLeast0, NotNegative, Positive, Share, in_range
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class EpisodeSpec:
     index: int
 
 
+@in_range
 @dataclass(frozen=True)
 class TrainingRollouts:
     """How an iteration's episodes are played.
@@ -49,13 +51,13 @@ class TrainingRollouts:
         ValueError: a value is out of range; the message names the key.
     """
 
-    tasks: int = 8
-    group_size: int = 8
+    tasks: Positive = 8
+    group_size: Positive = 8
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     max_staleness: int = 0
-    resample: int = 0
+    resample: NotNegative = 0
 
     def __post_init__(self) -> None:
         if self.max_staleness not in (0, 1):
@@ -63,11 +65,6 @@ class TrainingRollouts:
                 f"data.rollouts.max_staleness must be 0 (strictly on-policy) or 1 (the next iteration is played while "
                 f"this one trains), not {self.max_staleness}"
             )
-        for name in ("tasks", "group_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"data.rollouts.{name} must be at least 1, not {getattr(self, name)}")
-        if self.resample < 0:
-            raise ValueError(f"data.rollouts.resample must not be negative: {self.resample}")
         if self.resample and self.max_staleness:
             raise ValueError(
                 f"data.rollouts.resample is {self.resample} and data.rollouts.max_staleness 1, but who plays ahead "
@@ -91,6 +88,7 @@ class TrainingRollouts:
             )
 
 
+@in_range
 @dataclass(frozen=True)
 class Evaluation:
     """How held-out tasks are played by ``validate``, ``test`` and ``predict``.
@@ -103,27 +101,14 @@ class Evaluation:
         tasks: how many tasks of the split are played, the first ones in its order; ``None`` takes all.
         batch: episodes played together.
 
-    Raises:
-        ValueError: a value is out of range; the message names the key.
     """
 
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    episodes_per_task: int = 1
-    tasks: int | None = None
-    batch: int = 128
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"data.evaluation.temperature must not be negative: {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"data.evaluation.top_p must be in (0, 1], not {self.top_p}")
-        for name, least in (("top_k", 0), ("episodes_per_task", 1), ("batch", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"data.evaluation.{name} must be at least {least}, not {getattr(self, name)}")
-        if self.tasks is not None and self.tasks < 1:
-            raise ValueError(f"data.evaluation.tasks must be at least 1 or null, not {self.tasks}")
+    temperature: AtLeast0 = 1.0
+    top_p: Share = 1.0
+    top_k: NotNegative = 0
+    episodes_per_task: Positive = 1
+    tasks: Positive | None = None
+    batch: Positive = 128
 
 
 def check_enough_tasks(tasks: Sequence[Task], rollouts: TrainingRollouts) -> None:

@@ -22,10 +22,12 @@ from spear_lightning.data.micro_batches import MicroBatch, as_many_as_other_rank
 from spear_lightning.data.samples import Sample
 from spear_lightning.metrics.store import MetricStore
 from spear_lightning.policy.policy import Policy
+from spear_lightning.utils.ranges import Above0, in_range
 
 _Floats = npt.NDArray[np.float32]
 
 
+@in_range
 @dataclass(frozen=True)
 class RolloutCorrection:
     """Old log-probabilities of fresh rows.
@@ -41,7 +43,7 @@ class RolloutCorrection:
     """
 
     recompute: bool = False
-    cap: float | None = None
+    cap: Above0 | None = None
     level: Literal["token", "sequence"] = "token"
 
     def __post_init__(self) -> None:
@@ -50,8 +52,6 @@ class RolloutCorrection:
                 "model.correction.cap needs model.correction.recompute: true (the weight compares the trainer's "
                 "log-probabilities with the engine's)"
             )
-        if self.cap is not None and self.cap <= 0:
-            raise ValueError(f"model.correction.cap must be above 0, not {self.cap}")
 
     @torch.no_grad()
     def apply(

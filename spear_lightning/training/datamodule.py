@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule
 
 from spear_lightning.agents.base import Agent
@@ -33,15 +32,15 @@ from spear_lightning.checkpoint.rank_state import (
 )
 from spear_lightning.data.admission import draw_and_admit, fresh_samples, remember
 from spear_lightning.data.minibatches import IterationStream, Minibatch, ReplaySteps, StepPlan, build_minibatches
-from spear_lightning.data.resampling import ShortageWarning, play_until_signal
+from spear_lightning.data.resampling import play_until_signal
 from spear_lightning.data.samples import Sample
-from spear_lightning.data.scoring import GroupStatistics, Rollout, estimate_advantages, score_episode, shares_filtered
+from spear_lightning.data.scoring import GroupStatistics, estimate_advantages, score_episode, shares_filtered
 from spear_lightning.distributed.collectives import gather, rank, world_size
 from spear_lightning.engines.base import RolloutEngine, Sampling
 from spear_lightning.environments.base import Split, TaskSuite
 from spear_lightning.environments.pool import EnvironmentPool
 from spear_lightning.rollout.collector import Collector, Lockstep, RolloutSchedule
-from spear_lightning.rollout.episode_batch import RolloutResult
+from spear_lightning.rollout.episode import Rollout
 from spear_lightning.rollout.runner import RolloutRunner, check_whole_weights
 from spear_lightning.rollout.specs import (
     Evaluation,
@@ -52,12 +51,14 @@ from spear_lightning.rollout.specs import (
 )
 from spear_lightning.training.checks import check_advantage, check_engine, check_replay
 from spear_lightning.training.hooks import Learner, RankState, rollout_listeners, tell_of_rollout
-from spear_lightning.training.idle import FilterWarning
+from spear_lightning.training.watch import Watch
+from spear_lightning.utils.ranges import Above0, Positive, in_range
 
 _APART = "in the files of the ranks"
 """In a checkpoint, instead of what the ranks hold: each has a file beside it."""
 
 
+@in_range
 class RolloutDataModule(LightningDataModule, RankState):
     """Streams fresh rollouts mixed with replay.
 
@@ -93,9 +94,6 @@ class RolloutDataModule(LightningDataModule, RankState):
 
     Attributes:
         tool_reward_weight: μ(t), set by ``CurriculumSchedule``; 0 without it.
-
-    Raises:
-        MisconfigurationException: settings that cannot work together; the message names the keys.
     """
 
     def __init__(
@@ -110,34 +108,21 @@ class RolloutDataModule(LightningDataModule, RankState):
         filters: QualityFilters = QualityFilters(),  # noqa: B008 - frozen
         replay: ReplayBuffer | None = None,
         baseline: RewardBaseline | None = None,
-        max_turns: int = 50,
-        max_response_tokens: int = 512,
-        max_episode_tokens: int | None = None,
-        max_active: int | None = None,
+        max_turns: Positive = 50,
+        max_response_tokens: Positive = 512,
+        max_episode_tokens: Positive | None = None,
+        max_active: Positive | None = None,
         schedule: RolloutSchedule = Lockstep(),  # noqa: B008 - frozen
-        minibatches: int = 1,
-        minibatch_rows: int | None = None,
-        epochs: int = 1,
+        minibatches: Positive = 1,
+        minibatch_rows: Positive | None = None,
+        epochs: Positive = 1,
         replay_steps: ReplaySteps = "mixed",
-        max_tokens: int = 16384,
-        workers: int = 2,
-        step_timeout: float = 60.0,
+        max_tokens: Positive = 16384,
+        workers: Positive = 2,
+        step_timeout: Above0 = 60.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("max_turns", max_turns),
-            ("max_response_tokens", max_response_tokens),
-            ("max_episode_tokens", max_episode_tokens),
-            ("max_active", max_active),
-            ("minibatches", minibatches),
-            ("minibatch_rows", minibatch_rows),
-            ("epochs", epochs),
-            ("max_tokens", max_tokens),
-            ("workers", workers),
-        ):
-            if value is not None and value < 1:
-                raise MisconfigurationException(f"data.{name} must be at least 1, not {value}")
         self.environment, self.agent, self.engine = environment, agent, engine
         self.rollouts, self.evaluation = rollouts, evaluation
         self.advantage, self.reward, self.filters = advantage, reward, filters
@@ -151,7 +136,7 @@ class RolloutDataModule(LightningDataModule, RankState):
         self.workers, self.step_timeout, self.seed = workers, step_timeout, seed
         self.tool_reward_weight = 0.0
         self._player: RolloutRunner | None = None
-        self._filter_warning, self._shortage_warning = FilterWarning(), ShortageWarning()
+        self._watch = Watch()
         self._apart = False
 
     @property
@@ -249,13 +234,13 @@ class RolloutDataModule(LightningDataModule, RankState):
 
         def play(groups: range) -> Rollout:
             specs = partial(deal, groups=groups, rank=rank(), world_size=world_size())
-            return self._scored("train", iteration, self._playing.play_iteration(iteration, specs))
+            return self._scored(self._playing.play_iteration(iteration, specs))
 
         rollout, resampling = play_until_signal(play, self.rollouts)
         if self.rollouts.resample:
-            self._shortage_warning.look_at(resampling, self.rollouts)
+            self._watch.signal(resampling, self.rollouts)
             self._module.record_counts(resampling.metrics())
-        self._filter_warning.look_at(shares_filtered(rollout.episodes))
+        self._watch.filters(shares_filtered(rollout.episodes))
         return rollout
 
     def _draw_and_admit(
@@ -300,8 +285,7 @@ class RolloutDataModule(LightningDataModule, RankState):
 
         def play() -> Iterator[Rollout]:
             for specs in batches:
-                iteration = self._trainer.current_epoch
-                rollout = self._scored(split, iteration, self._playing.play(split, specs, iteration))
+                rollout = self._scored(self._playing.play(split, specs, self._trainer.current_epoch))
                 self._tell(rollout)
                 yield rollout
 
@@ -313,14 +297,14 @@ class RolloutDataModule(LightningDataModule, RankState):
         for listener in rollout_listeners(self._trainer):
             listener.on_rollout_end(self._trainer, self._trainer.lightning_module, rollout)
 
-    def _scored(self, split: Split, iteration: int, played: RolloutResult) -> Rollout:
-        """Score what was played."""
+    def _scored(self, rollout: Rollout) -> Rollout:
+        """Score what was played, in place."""
         started = time.perf_counter()
-        whole = [episode for episode in played.episodes if episode.status != "aborted"]
-        weight = self.tool_reward_weight if split == "train" else 0.0
-        scored = [score_episode(episode, self.reward, self.filters, weight) for episode in whole]
-        seconds = {**played.seconds, "other": played.seconds["other"] + time.perf_counter() - started}
-        return Rollout(split, iteration, scored, played.aborted, seconds)
+        weight = self.tool_reward_weight if rollout.split == "train" else 0.0
+        for episode in rollout.episodes:
+            score_episode(episode, self.reward, self.filters, weight)
+        rollout.seconds["other"] += time.perf_counter() - started
+        return rollout
 
     def _sampling(self, split: Split) -> Sampling:
         chosen = self.rollouts if split == "train" else self.evaluation
@@ -353,7 +337,7 @@ class RolloutDataModule(LightningDataModule, RankState):
         if self.replay is not None and replay is not None:
             load_replay(self.replay, replay, rank(), world_size())
         if played is not None and self.rollouts.max_staleness:
-            self._playing.keep(*played_from_states((played[n] for n in range(len(played))), rank(), world_size()))
+            self._playing.keep(played_from_states((played[n] for n in range(len(played))), rank(), world_size()))
 
     def _saved(self, state_dict: dict[str, Any], name: str) -> Any:
         """What all ranks held, one after the other; ``None`` if nothing."""
@@ -371,7 +355,7 @@ class RolloutDataModule(LightningDataModule, RankState):
         played = None if self._player is None else self._player.kept()
         return {
             "replay": None if self.replay is None else replay_to_state(self.replay),
-            "played": None if played is None else played_to_state(*played),
+            "played": None if played is None else played_to_state(played),
         }
 
     @contextmanager

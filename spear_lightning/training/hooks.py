@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
 
     from spear_lightning.data.samples import Sample
-    from spear_lightning.data.scoring import Rollout
     from spear_lightning.environments.base import Split
+    from spear_lightning.rollout.episode import Rollout
 
 
 class RolloutHooks:

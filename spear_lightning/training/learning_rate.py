@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from spear_lightning.utils.ranges import Fraction, NotNegative, in_range
 
+
+@in_range
 @dataclass(frozen=True)
 class LearningRateSchedule:
     """Linear warm-up, then constant or a cosine to ``floor``.
@@ -13,23 +16,19 @@ class LearningRateSchedule:
     Args:
         warmup: updates over which the factor rises linearly to 1.
         horizon: update at which the cosine reaches ``floor``; ``None`` keeps the rate constant after the warm-up.
-        floor: factor that the cosine ends at, in [0, 1].
+        floor: factor that the cosine ends at.
 
     Raises:
-        ValueError: a value is out of range; the message names the key.
+        ValueError: the cosine would end before the warm-up.
     """
 
-    warmup: int = 0
+    warmup: NotNegative = 0
     horizon: int | None = None
-    floor: float = 0.0
+    floor: Fraction = 0.0
 
     def __post_init__(self) -> None:
-        if self.warmup < 0:
-            raise ValueError(f"model.learning_rate.warmup must not be negative: {self.warmup}")
         if self.horizon is not None and self.horizon <= self.warmup:
             raise ValueError(f"model.learning_rate.horizon ({self.horizon}) must lie beyond warmup ({self.warmup})")
-        if not 0 <= self.floor <= 1:
-            raise ValueError(f"model.learning_rate.floor must be in [0, 1], not {self.floor}")
 
     def factor(self, update: int) -> float:
         """Factor on the optimizer's learning rate for the update of this number (from 0)."""

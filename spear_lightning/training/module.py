@@ -14,7 +14,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,37 +25,28 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from spear_lightning.algorithm.losses import PolicyLoss, PPOClip
-from spear_lightning.algorithm.objectives import Aggregation, aggregate_sum, k3_kl, normalizer
+from spear_lightning.algorithm.objectives import Aggregation, TokenLoss, aggregate_sum, k3_kl, normalizer
 from spear_lightning.data.micro_batches import MicroBatch
-from spear_lightning.data.minibatches import Minibatch, Part, Source
+from spear_lightning.data.minibatches import Minibatch, Source
 from spear_lightning.data.samples import Sample
-from spear_lightning.data.scoring import Rollout
 from spear_lightning.distributed.collectives import rank, total_over_ranks, world_size
 from spear_lightning.distributed.zero import ZeroStrategy, check_strategy
 from spear_lightning.environments.base import Split
 from spear_lightning.metrics.rollout import record_rollout
 from spear_lightning.metrics.store import MetricStore
 from spear_lightning.policy.policy import Policy, TokenStats, reference_of
+from spear_lightning.rollout.episode import Rollout
 from spear_lightning.training.correction import RolloutCorrection
 from spear_lightning.training.hooks import MicroBatchOutput, RolloutHooks, update_listeners
-from spear_lightning.training.idle import IdleWatch
 from spear_lightning.training.learning_rate import LearningRateSchedule
+from spear_lightning.training.watch import Watch
 from spear_lightning.utils.randomness import stream_seed
+from spear_lightning.utils.ranges import Above0, AtLeast0, in_range
 
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], Optimizer]
 
 
-@dataclass(frozen=True, slots=True)
-class _Share:
-    """One part of a minibatch together with how it enters the objective."""
-
-    source: Source
-    part: Part
-    loss: PolicyLoss
-    weight: float
-    normalizer: float
-
-
+@in_range
 class SpearModule(LightningModule, RolloutHooks):
     """Trains a policy on fresh episodes and on replayed successes (paper §3, algorithm.md §2–3).
 
@@ -88,17 +78,13 @@ class SpearModule(LightningModule, RolloutHooks):
         max_response_length: int | None = None,
         optimizer: OptimizerFactory = torch.optim.AdamW,
         learning_rate: LearningRateSchedule = LearningRateSchedule(),  # noqa: B008 - frozen
-        max_grad_norm: float | None = 1.0,
+        max_grad_norm: Above0 | None = 1.0,
         entropy_bonus: float = 0.0,
-        reference_kl: float = 0.0,
+        reference_kl: AtLeast0 = 0.0,
         correction: RolloutCorrection = RolloutCorrection(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        if reference_kl < 0:
-            raise ValueError(f"model.reference_kl must not be negative: {reference_kl}")
-        if max_grad_norm is not None and max_grad_norm <= 0:
-            raise ValueError(f"model.max_grad_norm must be above 0 (null switches clipping off): {max_grad_norm}")
         self.policy = policy
         self.loss = loss
         self.replay_loss = replay_loss or loss
@@ -113,7 +99,7 @@ class SpearModule(LightningModule, RolloutHooks):
         self.weight_version = 0
         self._optimizer_factory = optimizer
         self._learning_rate = learning_rate
-        self._idle = IdleWatch()
+        self._watch = Watch()
         self._train_metrics = MetricStore()
         self._evaluation_metrics = MetricStore()
 
@@ -155,11 +141,10 @@ class SpearModule(LightningModule, RolloutHooks):
     def training_step(self, minibatch: Minibatch, batch_idx: int) -> None:
         """One optimizer step; skipped on all ranks together when no token carries a gradient."""
         started = time.perf_counter()
-        shares = [self._share("fresh", minibatch.fresh, self.loss, 1.0)]
-        if self.imitation_weight > 0:
-            shares.append(self._share("replay", minibatch.replay, self.replay_loss, self.imitation_weight))
-        if not self._has_signal(shares):
-            if any(share.part.steps for share in shares):  # not a step that there was nothing to fill with
+        sources: list[Source] = ["fresh", "replay"] if self.imitation_weight > 0 else ["fresh"]
+        normalizers = {source: self._normalizer(minibatch.micro_batches[source]) for source in sources}
+        if not self._has_signal(minibatch, sources):
+            if any(minibatch.steps[source] for source in sources):  # not a step that there was nothing to fill with
                 self._count("update/skipped", 1.0)
             return
         optimizer = self.optimizers()
@@ -167,12 +152,12 @@ class SpearModule(LightningModule, RolloutHooks):
         self._set_learning_rate(optimizer)
         optimizer.zero_grad()
         generator = torch.Generator(device=self.device)
-        work = [(share, micro_batch) for share in shares for micro_batch in share.part.micro_batches]
-        for number, (share, micro_batch) in enumerate(work):
+        micro_batches = [batch for source in sources for batch in minibatch.micro_batches[source]]
+        for number, batch in enumerate(micro_batches):
             generator.manual_seed(stream_seed("micro-batch", minibatch.seed, self.global_rank, number))
-            last = number == len(work) - 1
+            last = number == len(micro_batches) - 1
             with nullcontext() if last else self._no_gradient_sync():
-                self._backward(share, micro_batch, minibatch.temperature, generator)
+                self._backward(batch, minibatch, normalizers[batch.source], generator)
         norm = self._step(optimizer)
         self.weight_version += 1
         self._train_metrics.mean("update/grad_norm", norm)
@@ -180,20 +165,21 @@ class SpearModule(LightningModule, RolloutHooks):
         self._count("update/steps", 1.0)
         self._count("time/update", time.perf_counter() - started)
 
-    def _share(self, source: Source, part: Part, loss: PolicyLoss, weight: float) -> _Share:
-        masks = [batch.response_mask for batch in part.micro_batches]
+    def _normalizer(self, micro_batches: Sequence[MicroBatch]) -> float:
+        """What the losses of one source are divided by, over all ranks."""
+        masks = [batch.response_mask for batch in micro_batches]
         size = normalizer(masks, self.aggregation, self.max_response_length, reduce=total_over_ranks)
-        return _Share(source, part, loss, weight, max(float(size), 1e-8))
+        return max(float(size), 1e-8)
 
-    def _has_signal(self, shares: Sequence[_Share]) -> bool:
-        if self.entropy_bonus or self.reference_kl:
-            return any(share.part.tokens for share in shares)
-        return any(share.part.signal for share in shares)
+    def _has_signal(self, minibatch: Minibatch, sources: Sequence[Source]) -> bool:
+        counts = minibatch.tokens if self.entropy_bonus or self.reference_kl else minibatch.signal
+        return any(counts[source] for source in sources)
 
-    def _backward(self, share: _Share, batch: MicroBatch, temperature: float, generator: torch.Generator) -> None:
-        mask = batch.response_mask
+    def _backward(self, batch: MicroBatch, minibatch: Minibatch, size: float, generator: torch.Generator) -> None:
+        mask, fresh, temperature = batch.response_mask, batch.source == "fresh", minibatch.temperature
+        loss_of, weight = (self.loss, 1.0) if fresh else (self.replay_loss, self.imitation_weight)
         stats = self._forward_pass(batch.input_ids, batch.attention_mask, temperature, loss_mask=mask > 0)
-        token = share.loss(
+        token = loss_of(
             stats.logps,
             batch.old_logps,
             batch.advantages,
@@ -202,21 +188,21 @@ class SpearModule(LightningModule, RolloutHooks):
             generator=generator,
         )
         per_token = token.loss if batch.weights is None else token.loss * batch.weights
-        if self.entropy_bonus and share.source == "fresh":
+        if self.entropy_bonus and fresh:
             per_token = per_token - self.entropy_bonus * stats.entropies
-        if self.reference is not None and share.source == "fresh":
+        if self.reference is not None and fresh:
             with torch.no_grad():
                 reference = self.reference(batch.input_ids, batch.attention_mask, temperature, loss_mask=mask > 0)
             kl = k3_kl(stats.logps, reference.logps)
             per_token = per_token + self.reference_kl * kl
             self._train_metrics.mean("update/reference_kl", _mean(kl, mask), mask.sum())
-        loss = share.weight * aggregate_sum(per_token, mask, self.aggregation) / share.normalizer
+        loss = weight * aggregate_sum(per_token, mask, self.aggregation) / size
         # Data-parallel strategies average gradients over ranks; each rank holds its share of one global sum.
         self.manual_backward(loss * world_size())
-        self._record_micro_batch(share, batch, stats, token, loss)
+        self._record_micro_batch(batch, stats, token, loss.detach() / minibatch.steps[batch.source])
 
-    def _record_micro_batch(self, share: _Share, batch: MicroBatch, stats: Any, token: Any, loss: Tensor) -> None:
-        mask, prefix = batch.response_mask, "update" if share.source == "fresh" else "replay"
+    def _record_micro_batch(self, batch: MicroBatch, stats: TokenStats, token: TokenLoss, loss: Tensor) -> None:
+        mask, prefix = batch.response_mask, "update" if batch.source == "fresh" else "replay"
         tokens = mask.sum()
         store = self._train_metrics
         with torch.no_grad():
@@ -231,10 +217,10 @@ class SpearModule(LightningModule, RolloutHooks):
             ):
                 store.mean(f"{prefix}/{name}", value.detach(), tokens)
             store.max(f"{prefix}/max_log_ratio", (log_ratio * mask).abs().max())
-            store.sum(f"{prefix}/loss", loss.detach() / share.part.steps)  # mean over the steps
+            store.sum(f"{prefix}/loss", loss)  # mean over the steps
             store.sum(f"{prefix}/tokens", tokens)
         lengths = batch.attention_mask.sum(dim=1)
-        output = MicroBatchOutput(share.source, stats.entropies.detach(), mask, batch.turns, lengths)
+        output = MicroBatchOutput(batch.source, stats.entropies.detach(), mask, batch.turns, lengths)
         for callback in update_listeners(self.trainer):
             callback.on_micro_batch_end(self.trainer, self, output)
 
@@ -308,7 +294,7 @@ class SpearModule(LightningModule, RolloutHooks):
         store = self._store_of(rollout.split)
         record_rollout(store, rollout)
         if rollout.split == "train":
-            ages = [self.weight_version - i.episode.weight_version for i in rollout.episodes if i.episode.turns]
+            ages = [self.weight_version - i.weight_version for i in rollout.episodes if i.turns]
             store.mean("rollout/staleness", sum(ages) / max(1, len(ages)), len(ages))
 
     def record_counts(self, values: dict[str, float]) -> None:
@@ -327,7 +313,7 @@ class SpearModule(LightningModule, RolloutHooks):
         """Log the iteration's metrics; the x axis is the iteration."""
         self._train_metrics.sum("update/skipped", 0.0)
         values = self._train_metrics.compute(self.device)
-        self._idle.look_at(self, values)
+        self._watch.idle_parts(self, values)
         self._log_values(values)
 
     def validation_step(self, rollout: Rollout, batch_idx: int) -> None:

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from spear_lightning.callbacks import RolloutLog
 from spear_lightning.callbacks.transcripts import notable, pick, printable, transcript, well_formed
-from spear_lightning.data.scoring import Rollout, ScoredEpisode
+from spear_lightning.rollout.episode import Episode, Rollout
 from tests.callbacks.tiny import Script, TinyData, TinyModule, make_episode, make_trainer, make_turn
 
 HOSTILE = [
@@ -131,7 +131,7 @@ def test_hostile_text_is_one_line_of_strict_json(tmp_path: Path) -> None:
 
 
 def test_aborted_episodes_are_written_without_a_reward(tmp_path: Path) -> None:
-    aborted = make_episode([make_turn([1.0])]).episode
+    aborted = make_episode([make_turn([1.0])])
     aborted.status, aborted.reason = "aborted", "the worker died \ud800"
     log = RolloutLog(tmp_path)
     trainer = make_trainer(tmp_path, [log])
@@ -195,10 +195,10 @@ def test_the_choice_does_not_depend_on_how_ranks_share_the_episodes() -> None:
     rng = random.Random(0)
     episodes = [make_episode([], group=g, index=i, reward=rng.choice([0.0, 1.0])) for g in range(6) for i in range(4)]
 
-    def chosen(parts: list[list[ScoredEpisode]]) -> dict[str, str]:
-        def rendered(part: list[ScoredEpisode]) -> dict[str, tuple[tuple[float, ...], str]]:
+    def chosen(parts: list[list[Episode]]) -> dict[str, str]:
+        def rendered(part: list[Episode]) -> dict[str, tuple[tuple[float, ...], str]]:
             found = notable(Rollout("train", 7, part, [], {})).items()
-            return {name: (key, f"{e.episode.group}/{e.episode.index}") for name, (key, e) in found}
+            return {name: (key, f"{e.group}/{e.index}") for name, (key, e) in found}
 
         return pick([rendered(part) for part in parts])
 

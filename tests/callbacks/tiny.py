@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
-from spear_lightning.data.scoring import Rollout, ScoredEpisode
 from spear_lightning.environments.base import Split, Task
-from spear_lightning.rollout.episode import Episode, Turn
+from spear_lightning.rollout.episode import Episode, Rollout, Turn
 from spear_lightning.training.hooks import MicroBatchOutput, rollout_listeners, update_listeners
 
 
@@ -37,8 +36,9 @@ def make_turn(entropies: Sequence[float], text: str = "<action> look </action>",
 
 def make_episode(
     turns: Sequence[Turn], *, group: int = 0, index: int = 0, kind: str = "pick", success: bool = False, **changes: Any
-) -> ScoredEpisode:
-    episode = Episode(
+) -> Episode:
+    reward = changes.pop("reward", 1.0 if success else 0.0)
+    return Episode(
         task=Task(f"game-{group}", kind),
         group=group,
         index=index,
@@ -47,10 +47,6 @@ def make_episode(
         turns=list(turns),
         success=success,
         score=float(success),
-    )
-    reward = changes.pop("reward", 1.0 if success else 0.0)
-    return ScoredEpisode(
-        episode=episode,
         reward=reward,
         parts={"outcome": reward, "tool": 0.0, "format": 0.0, "penalty": 0.0},
         penalties=np.array([0.0 if turn.valid else 0.1 for turn in turns]),
@@ -87,7 +83,7 @@ class Script:
     parts: int = 2
     batches: int = 2
     update_entropies: Sequence[float] | None = None
-    rollouts: Mapping[tuple[str, int], list[ScoredEpisode]] = field(default_factory=dict)
+    rollouts: Mapping[tuple[str, int], list[Episode]] = field(default_factory=dict)
 
 
 def at(values: Sequence[Any], number: int) -> Any:
@@ -164,7 +160,7 @@ class TinyData(LightningDataModule):
             self._emit(split, number, episodes[part :: script.parts])
             yield 0.0
 
-    def _emit(self, split: Split, iteration: int, episodes: list[ScoredEpisode]) -> None:
+    def _emit(self, split: Split, iteration: int, episodes: list[Episode]) -> None:
         trainer = self.trainer
         assert trainer is not None
         mine = episodes[trainer.global_rank :: trainer.world_size]

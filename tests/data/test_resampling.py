@@ -8,9 +8,11 @@ from spear_lightning.algorithm.filters import QualityFilters
 from spear_lightning.algorithm.replay import Mix, ReplayBuffer, RewardBaseline
 from spear_lightning.algorithm.rewards import RewardComposer
 from spear_lightning.data.admission import draw_and_admit
-from spear_lightning.data.resampling import Resampling, ShortageWarning, play_until_signal
-from spear_lightning.data.scoring import Rollout, score_episode
+from spear_lightning.data.resampling import Resampling, play_until_signal
+from spear_lightning.data.scoring import score_episode
+from spear_lightning.rollout.episode import Rollout
 from spear_lightning.rollout.specs import TrainingRollouts
+from spear_lightning.training.watch import Watch
 from tests.data.made import make_episode
 
 FILTERS = QualityFilters.off()
@@ -55,7 +57,7 @@ def test_each_round_plays_as_many_groups_as_are_missing_until_there_are_enough()
         "rollout/resampled_groups": 3,
         "rollout/signal_groups": 3,
     }
-    keys = [(item.episode.group, item.episode.index) for item in rollout.episodes]
+    keys = [(item.group, item.index) for item in rollout.episodes]
     assert keys == [(group, index) for group in range(6) for index in range(2)], "all that was played, in its order"
     assert len(rollout.aborted) == 3
     assert rollout.seconds == {"generation": 6.0, "other": 6.0}
@@ -71,16 +73,16 @@ def test_the_bound_ends_it():
 
 
 def test_a_shortage_is_told_once_with_its_numbers():
-    settings, warning = TrainingRollouts(tasks=3, resample=2), ShortageWarning()
+    settings, watch = TrainingRollouts(tasks=3, resample=2), Watch()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warning.look_at(Resampling(2, 4, 3), settings)
+        watch.signal(Resampling(2, 4, 3), settings)
     told = "after 2 further rounds with 4 fresh tasks, only 1 groups of data.rollouts.tasks=3.*resample .now 2"
     with pytest.warns(UserWarning, match=told):
-        warning.look_at(Resampling(2, 4, 1), settings)
+        watch.signal(Resampling(2, 4, 1), settings)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warning.look_at(Resampling(2, 4, 0), settings)
+        watch.signal(Resampling(2, 4, 0), settings)
 
 
 def test_replay_is_in_proportion_to_the_batch_and_not_to_all_that_was_played():

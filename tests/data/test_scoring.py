@@ -7,12 +7,7 @@ from spear_lightning.algorithm.estimators import GRPO, RLOO, GiGPO, ReinforcePlu
 from spear_lightning.algorithm.filters import QualityFilters
 from spear_lightning.algorithm.rewards import RewardComposer
 from spear_lightning.data.admission import admissible_entries, fresh_samples, recalibrated
-from spear_lightning.data.scoring import (
-    estimate_advantages,
-    groups_with_signal,
-    score_episode,
-    shares_filtered,
-)
+from spear_lightning.data.scoring import estimate_advantages, groups_with_signal, score_episode, shares_filtered
 from tests.data.made import make_episode, make_turn
 
 FILTERS = QualityFilters(keep_share=1.0)
@@ -83,7 +78,7 @@ def test_in_conversation_context_long_episodes_weigh_no_more_than_short_ones():
     estimate_advantages(scored, GRPO(normalize_std=False), FILTERS)
     assert scored[0].advantages[0] == pytest.approx(10 - 10 / 3)
     for item in scored:
-        item.episode.context = "stepwise"
+        item.context = "stepwise"
     estimate_advantages(scored, GRPO(normalize_std=False), FILTERS)
     assert scored[0].advantages[0] == pytest.approx(10 - 20 / 13)
 

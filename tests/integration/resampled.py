@@ -46,7 +46,7 @@ class Watch(Callback, RolloutHooks):
 
     def on_rollout_end(self, trainer: Any, pl_module: Any, rollout: Any) -> None:
         episodes = [
-            [item.episode.group, item.episode.index, item.episode.task.id, item.reward, item.group_std, item.group_kept]
+            [item.group, item.index, item.task.id, item.reward, item.group_std, item.group_kept]
             for item in rollout.episodes
         ]
         batch = [item.in_batch for item in rollout.episodes]

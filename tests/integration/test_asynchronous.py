@@ -97,7 +97,7 @@ class Watch(Callback, RolloutHooks):
         self.after.append((pl_module.weight_version, copy.deepcopy(pl_module.policy)))
 
     def on_rollout_end(self, trainer: Any, pl_module: Any, rollout: Any) -> None:
-        versions = {item.episode.weight_version for item in rollout.episodes}
+        versions = {item.weight_version for item in rollout.episodes}
         if rollout.split == "validation":
             self.validated.append(versions == {pl_module.weight_version})
             return
@@ -105,7 +105,7 @@ class Watch(Callback, RolloutHooks):
         policy = dict(self.after)[min(versions)]
         self.stored.clear()
         for item in rollout.episodes:
-            turns = item.episode.turns
+            turns = item.turns
             ids = np.concatenate([part for turn in turns for part in (turn.prompt_ids, turn.response_ids)])
             told = np.concatenate([part for t in turns for part in (np.zeros(len(t.prompt_ids)), t.logps)])
             mask = torch.from_numpy(told != 0)[None]
@@ -118,7 +118,7 @@ class Watch(Callback, RolloutHooks):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         ratios = []
-        for each in batch.fresh.micro_batches:
+        for each in batch.micro_batches["fresh"]:
             for row, length in enumerate(each.attention_mask.sum(1).tolist()):
                 if each.response_mask[row].any():
                     assert each.old_logps[row, :length].numpy().tobytes() in self.stored, "not what it was played with"

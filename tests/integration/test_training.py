@@ -206,15 +206,15 @@ def test_generation_and_training_alternate_strictly(games_cache):
             events.append(f"play {trainer.current_epoch}")
 
         def on_rollout_end(self, trainer, pl_module, rollout):
-            assert {item.episode.weight_version for item in rollout.episodes} == {pl_module.weight_version}
+            assert {item.weight_version for item in rollout.episodes} == {pl_module.weight_version}
             for item in rollout.episodes:
-                ids = np.concatenate([t for turn in item.episode.turns for t in (turn.prompt_ids, turn.response_ids)])
-                logps = np.concatenate([turn.logps for turn in item.episode.turns])
+                ids = np.concatenate([t for turn in item.turns for t in (turn.prompt_ids, turn.response_ids)])
+                logps = np.concatenate([turn.logps for turn in item.turns])
                 stored.setdefault(ids.tobytes(), []).append(logps.tolist())
 
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             events.append(f"update {trainer.current_epoch}")
-            for micro_batch in batch.replay.micro_batches:
+            for micro_batch in batch.micro_batches["replay"]:
                 for row in range(len(micro_batch.input_ids)):
                     length = int(micro_batch.attention_mask[row].sum())
                     key = micro_batch.input_ids[row, :length].numpy().astype(np.int32).tobytes()

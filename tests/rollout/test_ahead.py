@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from spear_lightning.checkpoint.rank_state import played_from_states, played_to_state
-from spear_lightning.rollout.episode import Episode, Turn
-from spear_lightning.rollout.episode_batch import RolloutResult
+from spear_lightning.rollout.episode import Episode, Rollout, Turn
 from spear_lightning.rollout.runner import AsyncRollout, OnStep
 from spear_lightning.rollout.specs import TrainingRollouts
 from tests.data.made import make_episode, make_turn
@@ -20,15 +19,15 @@ from tests.data.made import make_episode, make_turn
 CPU = torch.device("cpu")
 
 
-def played(*episodes: Episode) -> RolloutResult:
-    return RolloutResult(list(episodes), {"generation": 1.0, "environment": 2.0, "other": 0.5}, {"history": 3})
+def played(*episodes: Episode) -> Rollout:
+    return Rollout.of("train", 4, episodes, {"generation": 1.0, "environment": 2.0, "other": 0.5})
 
 
 def test_episodes_are_played_in_another_thread_and_waited_for() -> None:
     player, go, told = AsyncRollout(), threading.Event(), []
     result, threads = played(make_episode()), []
 
-    def play(on_step: OnStep) -> RolloutResult:
+    def play(on_step: OnStep) -> Rollout:
         threads.append(threading.current_thread())
         on_step(1, 2)
         assert go.wait(20)
@@ -55,7 +54,7 @@ def test_episodes_are_played_in_another_thread_and_waited_for() -> None:
 def test_what_goes_wrong_is_told_to_whoever_waits() -> None:
     player = AsyncRollout()
 
-    def fail(on_step: OnStep) -> RolloutResult:
+    def fail(on_step: OnStep) -> Rollout:
         raise ValueError("the environments are gone")
 
     player.start(0, fail, CPU)
@@ -68,7 +67,7 @@ def test_what_goes_wrong_is_told_to_whoever_waits() -> None:
 def test_a_cancelled_rollout_ends_after_its_step() -> None:
     player, begun, steps = AsyncRollout(), threading.Event(), []
 
-    def play(on_step: OnStep) -> RolloutResult:
+    def play(on_step: OnStep) -> Rollout:
         while len(steps) < 10**9:
             steps.append(1)
             begun.set()
@@ -79,14 +78,15 @@ def test_a_cancelled_rollout_ends_after_its_step() -> None:
     assert begun.wait(20)
     player.cancel()
     assert player.peek() is None
-    player.start(1, lambda on_step: played(), CPU)
-    assert player.peek() == (1, played())
+    result = played()
+    player.start(4, lambda on_step: result, CPU)
+    assert player.peek() is result
 
 
 def test_what_a_checkpoint_had_is_kept_until_it_is_taken() -> None:
     player, result = AsyncRollout(), played(make_episode())
-    player.keep(5, result)
-    assert (player.iteration, player.peek()) == (5, (5, result))
+    player.keep(result)
+    assert (player.iteration, player.peek()) == (4, result)
     assert player.take() is result
 
 
@@ -128,29 +128,28 @@ def saved(state: Any, folder: Any) -> Any:
 
 
 def test_episodes_come_back_from_a_checkpoint(tmp_path: Any) -> None:
-    state = saved(played_to_state(4, played(*various())), tmp_path)
-    iteration, again = played_from_states([state], 0, 1)
-    assert iteration == 4
-    assert plain(again.episodes) == plain(various())
-    assert (again.seconds, again.shortened) == (played().seconds, {"history": 3})
+    state = saved(played_to_state(played(*various())), tmp_path)
+    again = played_from_states([state], 0, 1)
+    assert (again.split, again.iteration, again.seconds) == ("train", 4, played().seconds)
+    assert plain(again.episodes) == plain(played(*various()).episodes)
+    assert plain(again.aborted) == plain(played(*various()).aborted)
 
 
 def test_episodes_are_dealt_over_other_ranks_as_tasks_are(tmp_path: Any) -> None:
     whole = various()
-    states = [
-        saved(played_to_state(4, played(*(e for e in whole if e.group % 2 == rank))), tmp_path) for rank in range(2)
-    ]
+    states = [saved(played_to_state(played(*(e for e in whole if e.group % 2 == rank))), tmp_path) for rank in range(2)]
     for size in (1, 2, 3):
         for rank in range(size):
-            _, mine = played_from_states(states, rank, size)
-            assert plain(mine.episodes) == plain([e for e in whole if e.group % size == rank])
+            mine = played_from_states(states, rank, size)
+            assert plain(mine.episodes) == plain(played(*(e for e in whole if e.group % size == rank)).episodes)
+            assert len(mine.aborted) == (rank == 0)
 
 
 def test_nothing_played_is_nothing_lost(tmp_path: Any) -> None:
-    _, again = played_from_states([saved(played_to_state(1, played()), tmp_path)], 0, 1)
+    again = played_from_states([saved(played_to_state(played()), tmp_path)], 0, 1)
     assert again.episodes == []
 
 
 def test_episodes_of_another_version_are_refused() -> None:
     with pytest.raises(ValueError, match="format 9"):
-        played_from_states([{**played_to_state(0, played()), "format": 9}], 0, 1)
+        played_from_states([{**played_to_state(played()), "format": 9}], 0, 1)

@@ -17,8 +17,7 @@ from spear_lightning.environments.base import Task
 from spear_lightning.environments.pool import EnvironmentPool
 from spear_lightning.policy.policy import Policy
 from spear_lightning.rollout.collector import Collector
-from spear_lightning.rollout.episode import Episode
-from spear_lightning.rollout.episode_batch import RolloutResult
+from spear_lightning.rollout.episode import Episode, Rollout
 from spear_lightning.rollout.specs import EpisodeSpec
 from tests.agents.players import ScriptedEngine, byte_tokenizer
 from tests.environments.tiny_environments import Tiny
@@ -58,7 +57,7 @@ def make(
     return Collector(pool, agent, engine, **limits), engine
 
 
-def play(collector: Collector, todo: list[EpisodeSpec], max_turns: int = 12, iteration: int = 3) -> RolloutResult:
+def play(collector: Collector, todo: list[EpisodeSpec], max_turns: int = 12, iteration: int = 3) -> Rollout:
     return collector.play(todo, SAMPLING, iteration=iteration, seed=5, max_turns=max_turns)
 
 
@@ -72,8 +71,8 @@ def content(episode: Episode) -> list[object]:
         for turn in episode.turns
         for names in [type(turn).__slots__]
     ]
-    names = [name for name in Episode.__slots__ if name != "turns"]
-    return [*(getattr(episode, name) for name in names), turns]
+    names = ("task", "group", "index", "iteration", "context", "score", "success", "answer", "status", "reason")
+    return [*(getattr(episode, name) for name in names), episode.weight_version, turns]
 
 
 @pytest.mark.parametrize("agent", [TranscriptAgent, StepwiseAgent])
@@ -176,11 +175,12 @@ def test_episode_token_limit_bounds_prompt_and_responses(pool: EnvironmentPool) 
     assert all(len(request.prompt_ids) + request.sampling.max_new_tokens <= limit for request in requests)
 
 
-def test_shortened_prompts_are_counted(pool: EnvironmentPool) -> None:
+def test_turns_say_what_their_prompt_left_out(pool: EnvironmentPool) -> None:
     collector, _ = make(pool, agent=StepwiseAgent(max_prompt_tokens=400, think=False))
     played = play(collector, specs(1, 2), max_turns=4)
     # One past step fits, two do not: the third and the fourth prompt of both episodes.
-    assert played.shortened == {"history": 4}
+    for episode in played.episodes:
+        assert [turn.shortened for turn in episode.turns] == ["", "", "history", "history"]
 
 
 @pytest.mark.parametrize("agent", [TranscriptAgent, StepwiseAgent])
@@ -231,15 +231,11 @@ def test_killed_worker_costs_its_episodes_only() -> None:
         collector, _ = make(pool)
         collector.engine = engine = Sabotage(pool, at=1)
         played = play(collector, todo)
-        lost = [number for number, episode in enumerate(played.episodes) if episode.status == "aborted"]
-        assert lost == list(range(1, 16, 2))
-        assert played.aborted == [played.episodes[number] for number in lost]
-        for number, episode in enumerate(played.episodes):
-            if number in lost:
-                assert "worker died" in episode.reason
-                assert not episode.success
-            else:
-                assert content(episode) == expected[number]
+        assert [4 * episode.group + episode.index for episode in played.aborted] == list(range(1, 16, 2))
+        assert [content(episode) for episode in played.episodes] == expected[::2]
+        for episode in played.aborted:
+            assert (episode.status, episode.success) == ("aborted", False)
+            assert "worker died" in episode.reason
         assert len(engine.ended) == 16
         assert [content(episode) for episode in play(make(pool)[0], todo).episodes] == expected, "pool is whole again"
 
@@ -247,16 +243,17 @@ def test_killed_worker_costs_its_episodes_only() -> None:
 @pytest.mark.parametrize("action", ["raise", "exit", "nan"])
 def test_environment_that_raises_aborts_its_episode(pool: EnvironmentPool, action: str) -> None:
     collector, _ = make(pool, lambda prompt, number: f"<action>{action if 'train 1' in prompt else 'down'}</action>")
-    episodes = play(collector, specs(3, 1)).episodes
-    assert [episode.status for episode in episodes] == ["finished", "aborted", "finished"]
-    assert "environment raised" in episodes[1].reason
+    played = play(collector, specs(3, 1))
+    assert [(episode.group, episode.status) for episode in played.episodes] == [(0, "finished"), (2, "finished")]
+    assert [(episode.group, episode.status) for episode in played.aborted] == [(1, "aborted")]
+    assert "environment raised" in played.aborted[0].reason
 
 
 def test_task_that_cannot_be_reset_is_aborted_and_its_slot_reused(pool: EnvironmentPool) -> None:
     collector, engine = make(pool, max_active=1)
     todo = [EpisodeSpec(Task("bad reset"), group, 0) for group in range(3)] + specs(1, 2)
     played = play(collector, todo)
-    assert [episode.status == "aborted" for episode in played.episodes] == [True, True, True, False, False]
+    assert (len(played.aborted), len(played.episodes)) == (3, 2)
     assert all(len(episode.turns) == 0 for episode in played.aborted)
     assert len(set(engine.ended)) == 5
 
@@ -264,7 +261,7 @@ def test_task_that_cannot_be_reset_is_aborted_and_its_slot_reused(pool: Environm
 def test_nothing_to_play(pool: EnvironmentPool) -> None:
     collector, engine = make(pool)
     assert play(collector, []).episodes == []
-    assert play(collector, [EpisodeSpec(Task("bad reset"), 0, 0)]).episodes[0].status == "aborted"
+    assert play(collector, [EpisodeSpec(Task("bad reset"), 0, 0)]).aborted[0].status == "aborted"
     assert engine.calls == []
 
 
@@ -289,7 +286,7 @@ def test_close_closes_pool_and_engine() -> None:
 
 
 def test_limits_are_checked(pool: EnvironmentPool) -> None:
-    with pytest.raises(ValueError, match="max_active must be at least 1"):
+    with pytest.raises(ValueError, match=r"Collector\.max_active must be at least 1"):
         make(pool, max_active=0)
     with pytest.raises(ValueError, match="max_turns must be at least 1"):
         play(make(pool)[0], specs(1, 1), max_turns=0)

@@ -39,11 +39,13 @@ def test_the_same_episodes_under_every_schedule(
     pool: EnvironmentPool, schedule: RolloutSchedule, agent: type[Agent], limits: dict[str, int]
 ) -> None:
     todo = [*specs(4, 3), EpisodeSpec(Task("bad reset"), 4, 0)]
-    expected = [content(episode) for episode in play(make(pool, agent=agent(), **limits)[0], todo).episodes]
+    reference = play(make(pool, agent=agent(), **limits)[0], todo)
+    expected = [content(episode) for episode in (*reference.episodes, *reference.aborted)]
     collector, engine = make(pool, agent=agent(), **limits)
     collector.schedule = schedule
-    assert [content(episode) for episode in play(collector, todo).episodes] == expected
-    assert len(set(engine.ended)) == len(todo)
+    played = play(collector, todo)
+    assert [content(episode) for episode in (*played.episodes, *played.aborted)] == expected
+    assert len(set(engine.ended)) == len(todo) == len(expected)
     assert not pool.pending
 
 
@@ -115,7 +117,8 @@ def through_the_gate(
         if opened_by_engine:
             collector.engine = engine = GateOpener(file)
         collector.schedule = schedule
-        return play(collector, specs(2, 1)).episodes, engine
+        played = play(collector, specs(2, 1))
+        return [*played.aborted, *played.episodes], engine
 
 
 def test_no_episode_waits_for_the_environment_of_another_one(tmp_path: Path) -> None:
@@ -164,8 +167,8 @@ def test_the_engine_goes_on_while_environments_are_waited_for(tmp_path: Path) ->
         collector, _ = make(pool, always("<action>down</action>"))
         collector.engine = engine = OneByOneEngine(tmp_path / "gate", always("<action>down</action>"))
         collector.schedule = Asynchronous()
-        episodes = play(collector, specs(2, 1)).episodes
-    assert [episode.status for episode in episodes] == ["finished", "finished"], episodes[0].reason
+        played = play(collector, specs(2, 1))
+    assert [episode.status for episode in played.episodes] == ["finished", "finished"], played.aborted
     assert all(stream.closed for stream in engine.streams)
 
 
@@ -227,5 +230,5 @@ def test_groups_stay_together_where_there_are_enough() -> None:
 
 
 def test_bad_count() -> None:
-    with pytest.raises(ValueError, match=r"data\.schedule\.count must be at least 1, not 0"):
+    with pytest.raises(ValueError, match=r"Lockstep\.count must be at least 1, not 0"):
         Lockstep(0)

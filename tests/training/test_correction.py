@@ -23,7 +23,7 @@ from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
 from spear_lightning.environments.math import MathProblems
 from spear_lightning.metrics.store import MetricStore
 from spear_lightning.policy.policy import Policy
-from spear_lightning.rollout.episode_batch import RolloutResult
+from spear_lightning.rollout.episode import Rollout
 from spear_lightning.training.correction import RolloutCorrection
 from spear_lightning.training.datamodule import RolloutDataModule
 from spear_lightning.training.module import SpearModule
@@ -108,7 +108,7 @@ def test_a_rank_with_less_takes_part_in_every_pass(tiny_policy: MakePolicy, rows
 class Played:
     """Stands in for the player: four episodes an iteration, two of which succeed, all different."""
 
-    def play_iteration(self, iteration: int, specs_of: Any) -> RolloutResult:
+    def play_iteration(self, iteration: int, specs_of: Any) -> Rollout:
         episodes = []
         for index in range(4):
             turns = [make_turn(4, start=11 + 3 * index + iteration + number) for number in range(2)]
@@ -116,7 +116,7 @@ class Played:
                 turn.logps[:] = ENGINE
             episode = make_episode(0, index, success=index < 2, iteration=iteration)
             episodes.append(replace(episode, turns=turns))
-        return RolloutResult(episodes, {"other": 0.0})
+        return Rollout("train", iteration, episodes, [], {"other": 0.0})
 
     def kept(self) -> None:
         """Nothing is played ahead."""
@@ -153,8 +153,8 @@ class Watch(Callback):
         self.replay.append({})
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Minibatch, batch_idx: int) -> None:
-        for part, told in ((batch.fresh, self.fresh[-1]), (batch.replay, self.replay[-1])):
-            for each in part.micro_batches:
+        for source, told in (("fresh", self.fresh[-1]), ("replay", self.replay[-1])):
+            for each in batch.micro_batches[source]:
                 for row, length in enumerate(each.attention_mask.sum(1).tolist()):
                     generated = each.turns[row] >= 0
                     weights = None if each.weights is None else each.weights[row][generated].tolist()

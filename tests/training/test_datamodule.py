@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from spear_lightning.agents.stepwise import StepwiseAgent
 from spear_lightning.agents.tool_calling import ChatToolAgent
 from spear_lightning.algorithm import ReplayBuffer, RewardBaseline
-from spear_lightning.data.scoring import GroupStatistics, Rollout
+from spear_lightning.data.scoring import GroupStatistics
 from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
 from spear_lightning.environments.math import MathProblems
+from spear_lightning.rollout.episode import Rollout
 from spear_lightning.training.datamodule import RolloutDataModule
 
 
@@ -30,7 +30,7 @@ def test_the_longest_response_is_bounded_by_turn_and_episode() -> None:
 
 @pytest.mark.parametrize("name", ["max_episode_tokens", "max_active"])
 def test_limits_must_be_positive(name: str) -> None:
-    with pytest.raises(MisconfigurationException, match=rf"data.{name} must be at least 1, not 0"):
+    with pytest.raises(ValueError, match=rf"RolloutDataModule.{name} must be at least 1, not 0"):
         made(**{name: 0})
 
 

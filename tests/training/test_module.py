@@ -86,7 +86,7 @@ def test_the_cut_into_micro_batches_does_not_show(tiny_policy: Callable[..., Pol
     fresh, replay = random_rows(7, seed), random_rows(3, seed + 100, "replayed")
     whole = weights_after(tiny_policy("qwen2"), minibatches_of(fresh, replay), aggregation=aggregation)
     pieces = minibatches_of(fresh, replay, max_tokens=max_tokens)
-    assert len(pieces[0].fresh.micro_batches) > 1
+    assert len(pieces[0].micro_batches["fresh"]) > 1
     cut = weights_after(tiny_policy("qwen2"), pieces, aggregation=aggregation)
     before = torch.cat([parameter.detach().flatten() for parameter in tiny_policy("qwen2").parameters()])
     update = float((whole - before).abs().max())
@@ -172,7 +172,7 @@ def test_the_reference_holds_the_policy_back(tiny_policy):
 def test_recomputed_log_probabilities_of_an_exact_engine_change_nothing(tiny_policy):
     rows = random_rows(5)
     policy = tiny_policy("qwen2")
-    for batch in minibatches_of(rows, max_tokens=1)[0].fresh.micro_batches:
+    for batch in minibatches_of(rows, max_tokens=1)[0].micro_batches["fresh"]:
         with torch.no_grad():
             logps = policy(batch.input_ids, batch.attention_mask, 1.0, loss_mask=batch.response_mask > 0).logps[0]
         row = next(row for row in rows.values() if row.ids.tolist() == batch.input_ids[0].tolist())
@@ -251,17 +251,17 @@ def test_replayed_rows_have_steps_of_their_own_after_the_fresh_ones():
         fresh, replay, plan=plan, length=plan.most(12, 8), max_tokens=64, pad_id=0, temperature=1.0, seed=1, iteration=0
     )
 
-    def rows(part):
-        return sum(int((batch.response_mask.sum(1) > 0).sum()) for batch in part.micro_batches)
+    def rows(batches):
+        return sum(int((batch.response_mask.sum(1) > 0).sum()) for batch in batches)
 
-    assert [rows(step.fresh) for step in steps] == [4, 3, 3, 4, 3, 3, 0, 0, 0, 0]
-    assert [rows(step.replay) for step in steps] == [0, 0, 0, 0, 0, 0, 4, 3, 4, 3]
-    assert [(step.fresh.steps, step.replay.steps) for step in steps] == [(6, 0)] * 6 + [(0, 4)] * 4
+    assert [rows(step.micro_batches["fresh"]) for step in steps] == [4, 3, 3, 4, 3, 3, 0, 0, 0, 0]
+    assert [rows(step.micro_batches["replay"]) for step in steps] == [0, 0, 0, 0, 0, 0, 4, 3, 4, 3]
+    assert [step.steps for step in steps] == [{"fresh": 6, "replay": 0}] * 6 + [{"fresh": 0, "replay": 4}] * 4
     without = build_minibatches(
         fresh, {}, plan=plan, length=10, max_tokens=64, pad_id=0, temperature=1.0, seed=1, iteration=0
     )
-    assert [step.fresh.steps for step in without] == [6] * 6 + [0] * 4
-    assert not any(step.replay.steps for step in without)
+    assert [step.steps["fresh"] for step in without] == [6] * 6 + [0] * 4
+    assert not any(step.steps["replay"] for step in without)
 
 
 def test_a_step_that_there_was_nothing_to_fill_with_is_no_skipped_update(tiny_policy):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from spear_lightning.algorithm import ClipCov, KLCov, PPOClip
-from spear_lightning.training.idle import IdleWatch
+from spear_lightning.training.watch import Watch
 
 
 def module(**changes):
@@ -28,36 +28,36 @@ CASES = {
 @pytest.mark.parametrize("key", CASES)
 def test_twenty_idle_iterations_are_told_once(key):
     trained, idle, _ = CASES[key]
-    watch = IdleWatch()
+    watch = Watch()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(19):
-            watch.look_at(trained, idle)
+            watch.idle_parts(trained, idle)
     with pytest.warns(UserWarning, match=f"{key}.* has not acted for 20 iterations"):
-        watch.look_at(trained, idle)
+        watch.idle_parts(trained, idle)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(50):
-            watch.look_at(trained, idle)
+            watch.idle_parts(trained, idle)
 
 
 @pytest.mark.parametrize("key", CASES)
 def test_whatever_acts_now_and_then_is_left_alone(key):
     trained, idle, acting = CASES[key]
-    watch = IdleWatch()
+    watch = Watch()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(5):
             for _ in range(19):
-                watch.look_at(trained, idle)
-            watch.look_at(trained, idle | acting)
+                watch.idle_parts(trained, idle)
+            watch.idle_parts(trained, idle | acting)
 
 
 def test_what_had_nothing_to_act_on_is_left_alone():
-    watch = IdleWatch()
+    watch = Watch()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(40):
-            watch.look_at(module(loss=ClipCov(), replay_loss=ClipCov()), {"update/tokens": 0.0})  # all was filtered
-            watch.look_at(module(imitation_weight=0.0), {"replay/used": 0.0})
-            watch.look_at(module(loss=KLCov()), {"update/tokens": 9.0, "update/cov_fraction": 0.0})
+            watch.idle_parts(module(loss=ClipCov(), replay_loss=ClipCov()), {"update/tokens": 0.0})  # all was filtered
+            watch.idle_parts(module(imitation_weight=0.0), {"replay/used": 0.0})
+            watch.idle_parts(module(loss=KLCov()), {"update/tokens": 9.0, "update/cov_fraction": 0.0})
