@@ -1,4 +1,4 @@
-"""Scored episodes as training rows, as replay entries, and replay entries as training rows again."""
+"""Scored episodes as training samples, as replay entries, and replay entries as training samples again."""
 
 from __future__ import annotations
 
@@ -17,51 +17,51 @@ from spear_lightning.rollout.episode import Episode
 def fresh_samples(scored: Iterable[Episode]) -> dict[str, Sample]:
     """Samples that carry a loss, by a key that is unique over ranks and iterations."""
     return {
-        _key(item, turn): row
+        _key(item, turn): sample
         for item in scored
-        for turn, row in samples_of(item, item.advantages, item.keep)
-        if row.mask.any()
+        for turn, sample in samples_of(item, item.advantages, item.keep)
+        if sample.mask.any()
     }
 
 
 def admissible_entries(
-    scored: Iterable[Episode], rows: Mapping[str, Sample], has_tools: bool = True
+    scored: Iterable[Episode], samples: Mapping[str, Sample], has_tools: bool = True
 ) -> list[ReplayEntry]:
-    """Replay entries of the rows with a positive advantage (algorithm.md §3), put away together.
+    """Replay entries of the samples with a positive advantage (algorithm.md §3), put away together.
 
     Args:
         scored: of one iteration.
-        rows: of these episodes, by the keys of :func:`fresh_samples`, with the log-probabilities to keep.
+        samples: of these episodes, by the keys of :func:`fresh_samples`, with the log-probabilities to keep.
         has_tools: the task has tools: only episodes with at least one tool call are admitted.
     """
     store = SampleStore()
     entries = [
         ReplayEntry(
             key=key,
-            payload=store.add(row),
-            reward=item.worth(sorted({int(turn) for turn in row.turns[row.mask]})),
-            advantage=row.advantage,
+            payload=store.add(sample),
+            reward=item.worth(sorted({int(turn) for turn in sample.turns[sample.mask]})),
+            advantage=sample.advantage,
             iteration=item.iteration,
         )
-        for item, key, row in _admissible(scored, rows, has_tools)
+        for item, key, sample in _admissible(scored, samples, has_tools)
     ]
     store.complete()
     return entries
 
 
 def recalibrated(drawn: Sequence[ReplaySample]) -> dict[str, Sample]:
-    """Rows of drawn entries with their recalibrated advantage Ã; log-probabilities stay those they were played with."""
+    """Samples of drawn entries, with recalibrated advantages Ã and the log-probabilities of when they were played."""
     return {item.entry.key: item.entry.payload.with_advantage(item.advantage) for item in drawn}
 
 
 def _admissible(
-    scored: Iterable[Episode], rows: Mapping[str, Sample], has_tools: bool
+    scored: Iterable[Episode], samples: Mapping[str, Sample], has_tools: bool
 ) -> Iterator[tuple[Episode, str, Sample]]:
     for item in scored:
         for turn in range(len(item.turns)):
             key = _key(item, turn)
-            if key in rows and is_admissible(rows[key].advantage, item.tool_calls, has_tools):
-                yield item, key, rows[key]
+            if key in samples and is_admissible(samples[key].advantage, item.tool_calls, has_tools):
+                yield item, key, samples[key]
 
 
 def _key(episode: Episode, turn: int) -> str:
@@ -78,7 +78,7 @@ def draw_and_admit(
     replay: ReplayBuffer,
     baseline: RewardBaseline,
     scored: Sequence[Episode],
-    rows: Mapping[str, Sample],
+    samples: Mapping[str, Sample],
     iteration: int,
     *,
     seed: int,
@@ -91,25 +91,25 @@ def draw_and_admit(
         replay: drawn from, and admitted to.
         baseline: that entries are judged by.
         scored: this rank's episodes of the iteration. The schedule counts those in the batch.
-        rows: made of them, as they are trained on.
+        samples: made of them, as they are trained on.
         iteration: its number.
         seed: of the run.
         normalize_std: whether fresh advantages are divided by a standard deviation.
         has_tools: whether only episodes that used a tool are admitted.
 
     Returns:
-        The replayed rows of this rank, with their recalibrated advantages, and metrics over all ranks.
+        The replayed samples of this rank, with their recalibrated advantages, and metrics over all ranks.
     """
-    samples = sum(item.samples for item in scored if item.in_batch)
+    played = sum(item.samples for item in scored if item.in_batch)
     drawn = replay.draw(
         iteration,
         baseline,
         seed=seed,
-        fresh=sum(gather(samples)),
+        fresh=sum(gather(played)),
         normalize_std=normalize_std,
         gather=concatenate,
     )
-    replay.add(admissible_entries(scored, rows, has_tools), iteration, gather=concatenate)
+    replay.add(admissible_entries(scored, samples, has_tools), iteration, gather=concatenate)
     return recalibrated(drawn), _metrics(replay, baseline, drawn, iteration)
 
 

@@ -1,4 +1,4 @@
-"""Token rows packed into padded tensors of bounded size, and dealt over optimizer steps."""
+"""Samples packed into padded tensors of bounded size, and dealt over optimizer steps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Rows that go through the policy together; all tensors have shape ``(rows, tokens)``, padded on the right.
+    """Samples that go through the policy together; all tensors have shape ``(samples, tokens)``, padded on the right.
 
     Attributes:
         input_ids: token ids, int64.
@@ -31,7 +31,7 @@ class MicroBatch:
         old_logps: behaviour log-probabilities, float32; 0 at tokens that were not generated.
         advantages: float32; 0 at tokens that were not generated.
         turns: number of the turn that generated the token, int16; -1 elsewhere.
-        source: whether the rows were just played or come from the replay buffer.
+        source: whether the samples were just played or come from the replay buffer.
         weights: factor of each token's loss (truncated importance sampling), float32; ``None`` is 1 everywhere.
     """
 
@@ -59,7 +59,7 @@ class MicroBatch:
 def empty_micro_batch(pad_id: int, source: Literal["fresh", "replay"] = "fresh") -> MicroBatch:
     """A micro-batch that costs next to nothing and has no gradient, for ranks that have fewer than others.
 
-    One row of two tokens that attend normally, so that nothing is divided by zero on the way through the model.
+    One sample of two tokens that attend normally, so that nothing is divided by zero on the way through the model.
     """
     ids, nothing = np.full(2, pad_id, np.int32), np.zeros(2, np.float32)
     return micro_batch_of([Sample(ids, nothing > 0, nothing, nothing, np.full(2, -1, np.int16))], pad_id, source)
@@ -74,66 +74,67 @@ def as_many_as_other_ranks(
 
 
 def pack(
-    rows: Sequence[Sample],
+    samples: Sequence[Sample],
     *,
     pad_id: int,
     max_tokens: int,
     source: Literal["fresh", "replay"],
     layout: Layout = "padded",
 ) -> list[MicroBatch]:
-    """Pack rows into micro-batches, as :func:`plan` says.
+    """Pack samples into micro-batches, as :func:`plan` says.
 
     Args:
-        rows: each goes into exactly one micro-batch.
-        pad_id: token id that short rows are filled up with.
+        samples: each goes into exactly one micro-batch.
+        pad_id: token id that short samples are filled up with.
         max_tokens: that the model computes for a micro-batch at most.
         source: recorded in the micro-batches.
-        layout: how the policy takes rows.
+        layout: how the policy takes samples.
 
     Raises:
         ValueError: ``max_tokens`` is not positive.
     """
-    parts = plan(rows, max_tokens, layout)
-    return [micro_batch_of([rows[number] for number in part], pad_id, source) for part in parts]
+    parts = plan(samples, max_tokens, layout)
+    return [micro_batch_of([samples[number] for number in part], pad_id, source) for part in parts]
 
 
-def plan(rows: Sequence[Sample], max_tokens: int, layout: Layout = "padded") -> list[list[int]]:
-    """Which rows share a micro-batch: as few as the budget allows, of about equal cost.
+def plan(samples: Sequence[Sample], max_tokens: int, layout: Layout = "padded") -> list[list[int]]:
+    """Which samples share a micro-batch: as few as the budget allows, of about equal cost.
 
-    Rows of similar length go together; for the ``shared`` layout, rows that begin alike. A row that alone exceeds the
-    budget gets a micro-batch of its own. The result is a function of the order of the rows and of their lengths (for
-    ``shared``, their ids) alone.
+    Samples of similar length go together; for the ``shared`` layout, samples that begin alike. A sample that alone
+    exceeds the budget gets a micro-batch of its own. The result is a function of the order of the samples and of their
+    lengths (for ``shared``, their ids) alone.
 
     Args:
-        rows: each goes into exactly one micro-batch.
-        max_tokens: that the model computes for a micro-batch at most: rows times padded length (``padded``), the rows'
-            tokens (``packed``), or those without the beginnings that are computed once (``shared``).
-        layout: how the policy takes rows.
+        samples: each goes into exactly one micro-batch.
+        max_tokens: that the model computes for a micro-batch at most: samples times padded length (``padded``), the
+            samples' tokens (``packed``), or those without the beginnings that are computed once (``shared``).
+        layout: how the policy takes samples.
 
     Returns:
-        The numbers of the rows of each micro-batch, in their order there.
+        The numbers of the samples of each micro-batch, in their order there.
 
     Raises:
         ValueError: ``max_tokens`` is not positive.
     """
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
-    order, sizes = _ORDERS[layout](rows, max_tokens)
+    order, sizes = _ORDERS[layout](samples, max_tokens)
     ends = np.cumsum(sizes, dtype=int)
     return [order[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
 
-def micro_batch_of(rows: Sequence[Sample], pad_id: int, source: Literal["fresh", "replay"]) -> MicroBatch:
-    """At least one row as one micro-batch, short rows filled up with ``pad_id``."""
-    shape = (len(rows), max(2, *(len(row) for row in rows)))
+def micro_batch_of(samples: Sequence[Sample], pad_id: int, source: Literal["fresh", "replay"]) -> MicroBatch:
+    """At least one sample as one micro-batch, short samples filled up with ``pad_id``."""
+    shape = (len(samples), max(2, *(len(sample) for sample in samples)))
     ids, attention = np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64)
     mask, logps, advantages = np.zeros(shape, np.float32), np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     turns, weights = np.full(shape, -1, np.int16), np.ones(shape, np.float32)
-    for number, row in enumerate(rows):
-        end = len(row)
-        weights[number, :end] = 1 if row.weights is None else row.weights
-        ids[number, :end], attention[number, :end], mask[number, :end] = row.ids, 1, row.mask
-        logps[number, :end], advantages[number, :end], turns[number, :end] = row.logps, row.advantages, row.turns
+    for number, sample in enumerate(samples):
+        end = len(sample)
+        weights[number, :end] = 1 if sample.weights is None else sample.weights
+        ids[number, :end], attention[number, :end], mask[number, :end] = sample.ids, 1, sample.mask
+        logps[number, :end], advantages[number, :end] = sample.logps, sample.advantages
+        turns[number, :end] = sample.turns
     return MicroBatch(
         input_ids=torch.from_numpy(ids),
         attention_mask=torch.from_numpy(attention),
@@ -142,12 +143,12 @@ def micro_batch_of(rows: Sequence[Sample], pad_id: int, source: Literal["fresh",
         advantages=torch.from_numpy(advantages),
         turns=torch.from_numpy(turns),
         source=source,
-        weights=None if all(row.weights is None for row in rows) else torch.from_numpy(weights),
+        weights=None if all(sample.weights is None for sample in samples) else torch.from_numpy(weights),
     )
 
 
 def split_minibatches(keys: Sequence[Key], count: int, seed: int) -> dict[Key, int]:
-    """Deal keyed rows into ``count`` minibatches of nearly equal size.
+    """Deal keyed samples into ``count`` minibatches of nearly equal size.
 
     Args:
         keys: of *all* ranks, each once; their order does not matter.
@@ -168,24 +169,24 @@ def split_minibatches(keys: Sequence[Key], count: int, seed: int) -> dict[Key, i
     return {key: position * count // len(shuffled) for position, key in enumerate(shuffled)}
 
 
-def _padded(rows: Sequence[Sample], max_tokens: int) -> tuple[list[int], list[int]]:
-    order = sorted(range(len(rows)), key=lambda number: (-len(rows[number]), number))
-    lengths = [len(rows[number]) for number in order]
+def _padded(samples: Sequence[Sample], max_tokens: int) -> tuple[list[int], list[int]]:
+    order = sorted(range(len(samples)), key=lambda number: (-len(samples[number]), number))
+    lengths = [len(samples[number]) for number in order]
     alone = sum(length > max_tokens for length in lengths)
     low = max(lengths[alone:], default=1)
     return order, [1] * alone + _balanced(partial(_rectangles, lengths[alone:]), low, max_tokens)
 
 
-def _packed(rows: Sequence[Sample], max_tokens: int) -> tuple[list[int], list[int]]:
-    order = sorted(range(len(rows)), key=lambda number: (-len(rows[number]), number))
-    lengths = [len(rows[number]) for number in order]
+def _packed(samples: Sequence[Sample], max_tokens: int) -> tuple[list[int], list[int]]:
+    order = sorted(range(len(samples)), key=lambda number: (-len(samples[number]), number))
+    lengths = [len(samples[number]) for number in order]
     return order, _balanced(partial(_chains, lengths, lengths), 1, max_tokens)
 
 
-def _shared(rows: Sequence[Sample], max_tokens: int) -> tuple[list[int], list[int]]:
-    order = sorted_for_sharing([row.ids for row in rows])
-    lengths = [len(rows[number]) for number in order]
-    common = [common_length(rows[one].ids, rows[other].ids) for one, other in pairwise(order)]
+def _shared(samples: Sequence[Sample], max_tokens: int) -> tuple[list[int], list[int]]:
+    order = sorted_for_sharing([sample.ids for sample in samples])
+    lengths = [len(samples[number]) for number in order]
+    common = [common_length(samples[one].ids, samples[other].ids) for one, other in pairwise(order)]
     own = [length - shared for length, shared in zip(lengths, [0, *common], strict=False)]
     return order, _balanced(partial(_chains, lengths, own), 1, max_tokens)
 
@@ -195,7 +196,7 @@ _ORDERS: dict[Layout, Callable[[Sequence[Sample], int], tuple[list[int], list[in
     "packed": _packed,
     "shared": _shared,
 }
-"""For each layout: the order of the rows, and how many of them each micro-batch takes."""
+"""For each layout: the order of the samples, and how many of them each micro-batch takes."""
 
 
 def _balanced(cut: Callable[[int], list[int]], low: int, max_tokens: int) -> list[int]:
@@ -218,7 +219,7 @@ def _balanced(cut: Callable[[int], list[int]], low: int, max_tokens: int) -> lis
 
 
 def _rectangles(lengths: list[int], budget: int) -> list[int]:
-    """Pieces of descending lengths, each costing its rows times its longest; no length may exceed the budget."""
+    """Pieces of descending lengths, each costing its samples times its longest; no length may exceed the budget."""
     sizes: list[int] = []
     start = 0
     while start < len(lengths):
@@ -228,7 +229,7 @@ def _rectangles(lengths: list[int], budget: int) -> list[int]:
 
 
 def _chains(first: list[int], further: list[int], budget: int) -> list[int]:
-    """Pieces, of at least a row, of rows that cost ``first`` at the head of a piece and ``further`` after another."""
+    """Pieces of at least a sample; one costs ``first`` at the head of a piece and ``further`` after another."""
     sizes: list[int] = []
     room = -1
     for head, more in zip(first, further, strict=True):

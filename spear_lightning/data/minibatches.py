@@ -1,6 +1,7 @@
-"""From rows to the minibatches of an iteration: which rows share an optimizer step, and how a step is cut to fit.
+"""From samples to the minibatches of an iteration: which samples share an optimizer step, and how a step is cut to fit.
 
-The cut must not show: a row's minibatch depends on its key alone, losses are normalised by counts over the whole global
+The cut must not show: a sample's minibatch depends on its key alone, losses are normalised by counts over the whole
+    global
 minibatch, and every rank gets the same number of micro-batches (short ranks are padded with empty ones, because
 DeepSpeed's collectives need every rank to take part in every backward pass).
 """
@@ -81,27 +82,27 @@ class IterationStream(Generic[T]):
 
 @dataclass(frozen=True)
 class StepPlan:
-    """How an iteration's rows are shared out over optimizer steps.
+    """How an iteration's samples are shared out over optimizer steps.
 
     Args:
-        minibatches: steps of a pass over the rows.
-        rows: most rows of a step, over all ranks; their number then follows from how many rows there are, and
+        minibatches: steps of a pass over the samples.
+        samples: most samples of a step, over all ranks; their number then follows from how many samples there are, and
             ``minibatches`` is not looked at. ``None`` leaves it at ``minibatches``.
-        epochs: passes over the rows.
-        replay: replayed rows are ``mixed`` into the steps of fresh ones, or have steps of their ``own`` after them.
+        epochs: passes over the samples.
+        replay: replayed samples are ``mixed`` into the steps of fresh ones, or have steps of their ``own`` after them.
     """
 
     minibatches: int = 1
-    rows: int | None = None
+    samples: int | None = None
     epochs: int = 1
     replay: ReplaySteps = "mixed"
 
-    def count(self, rows: int) -> int:
-        """Steps of a pass over so many rows."""
-        return self.minibatches if self.rows is None else max(1, -(-rows // self.rows))
+    def count(self, samples: int) -> int:
+        """Steps of a pass over so many samples."""
+        return self.minibatches if self.samples is None else max(1, -(-samples // self.samples))
 
     def most(self, fresh: int, replay: int) -> int:
-        """Steps of an iteration of at most so many rows of each source (0: the source is not used)."""
+        """Steps of an iteration of at most so many samples of each source (0: the source is not used)."""
         own = self.count(replay) if self.replay == "own" and replay else 0
         return self.epochs * (self.count(fresh) + own)
 
@@ -119,20 +120,20 @@ def build_minibatches(
     iteration: int,
     layout: Layout = "padded",
 ) -> list[Minibatch]:
-    """Deal rows into the steps of an iteration. Every rank must call it.
+    """Deal samples into the steps of an iteration. Every rank must call it.
 
     Args:
-        fresh: this rank's rows by a key that is unique over ranks.
+        fresh: this rank's samples by a key that is unique over ranks.
         replay: likewise.
-        plan: how they are shared out. Mixed, replayed rows are spread over the steps like fresh ones, so that each
+        plan: how they are shared out. Mixed, replayed samples are spread over the steps like fresh ones, so that each
             step sees both; in steps of their own they come after all fresh ones.
         length: minibatches to return at least; those after the last step are empty.
         max_tokens: that are computed for a micro-batch at most (:func:`~spear_lightning.data.micro_batches.pack`).
-        pad_id: token id that short rows are filled up with.
-        temperature: rows were sampled at.
+        pad_id: token id that short samples are filled up with.
+        temperature: that they were drawn at.
         seed: of the run.
         iteration: number of this iteration.
-        layout: how the policy takes rows.
+        layout: how the policy takes samples.
     """
     fresh_keys, replay_keys = concatenate(sorted(fresh)), concatenate(sorted(replay))
     new = plan.epochs * plan.count(len(fresh_keys))

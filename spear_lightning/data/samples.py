@@ -1,4 +1,4 @@
-"""The token rows that training sees, made of episodes."""
+"""The sequences that training sees, made of episodes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Sample:
 def samples_of(
     episode: Episode, advantages: npt.NDArray[np.floating], keep: npt.NDArray[np.bool_]
 ) -> list[tuple[int, Sample]]:
-    """The training rows of an episode.
+    """The training samples of an episode.
 
     Args:
         episode: as played.
@@ -55,20 +55,20 @@ def samples_of(
         keep: one per turn; false takes the turn out of the loss (its tokens stay in the context).
 
     Returns:
-        ``(first turn, row)`` pairs: one per turn with at least one generated token in ``stepwise`` context, one for
+        ``(first turn, sample)`` pairs: one per turn with at least one generated token in ``stepwise`` context, one for
         the whole episode in ``conversation`` context.
     """
     numbers = range(len(episode.turns))
     if episode.context == "stepwise":
         return [
-            (number, _row(episode.turns, [number], advantages, keep))
+            (number, _sample(episode.turns, [number], advantages, keep))
             for number in numbers
             if len(episode.turns[number].response_ids)
         ]
-    return [(0, _row(episode.turns, numbers, advantages, keep))] if episode.turns else []
+    return [(0, _sample(episode.turns, numbers, advantages, keep))] if episode.turns else []
 
 
-def _row(
+def _sample(
     turns: Sequence[Turn],
     numbers: Sequence[int],
     advantages: npt.NDArray[np.floating],
@@ -76,7 +76,7 @@ def _row(
 ) -> Sample:
     """The turns of these numbers, end to end."""
     tokens = sum(len(turns[number].prompt_ids) + len(turns[number].response_ids) for number in numbers)
-    row = Sample(
+    sample = Sample(
         ids=np.empty(tokens, np.int32),
         mask=np.zeros(tokens, bool),
         logps=np.zeros(tokens, np.float32),
@@ -87,11 +87,11 @@ def _row(
     for number in numbers:
         turn = turns[number]
         start = end + len(turn.prompt_ids)
-        row.ids[end:start] = turn.prompt_ids
+        sample.ids[end:start] = turn.prompt_ids
         end = start + len(turn.response_ids)
-        row.ids[start:end] = turn.response_ids
-        row.mask[start:end] = keep[number]
-        row.logps[start:end] = turn.logps
-        row.advantages[start:end] = advantages[number]
-        row.turns[start:end] = number
-    return row
+        sample.ids[start:end] = turn.response_ids
+        sample.mask[start:end] = keep[number]
+        sample.logps[start:end] = turn.logps
+        sample.advantages[start:end] = advantages[number]
+        sample.turns[start:end] = number
+    return sample

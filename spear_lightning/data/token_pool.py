@@ -1,10 +1,10 @@
-"""Training rows put away compactly, until they are replayed.
+"""Training samples put away compactly, until they are replayed.
 
-Rows repeat each other: in ``stepwise`` context each turn's prompt says most of what the one before has said, and the
-episodes of a group, and those of all groups, begin alike. Rows that are put away together share a pool in which what
-they repeat stands once. What is stored of a row beside its slices of the pool is a log-probability (and a weight, if it
-has any) for each generated token and four numbers a turn; everything else is made anew when it is taken out, exactly as
-it was.
+Samples repeat each other: in ``stepwise`` context each turn's prompt says most of what the one before has said, and the
+episodes of a group, and those of all groups, begin alike. Samples that are put away together share a pool in which what
+they repeat stands once. What is stored of a sample beside its slices of the pool is a log-probability (and a weight, if
+it has any) for each generated token and four numbers a turn; everything else is made anew when it is taken out, exactly
+as it was.
 """
 
 from __future__ import annotations
@@ -120,15 +120,15 @@ class TokenPool:
 
 @dataclass(frozen=True, slots=True)
 class StoredSample:
-    """A training row put away.
+    """A training sample put away.
 
     Attributes:
-        pool: that its ids are in, shared with other rows.
+        pool: that its ids are in, shared with other samples.
         slices: of the pool, int32 ``(slices, 2)``: start, length.
         logps: behaviour log-probabilities of the generated tokens, float32 ``(generated tokens,)``.
-        spans: of the row, int32 ``(spans, 4)``: tokens that were not generated, tokens generated after them, by which
-            turn, and whether these carry a gradient.
-        weights: of the generated tokens, float32 ``(generated tokens,)``; ``None`` if the row has none.
+        spans: of the sample, int32 ``(spans, 4)``: tokens that were not generated, tokens generated after them, by
+            which turn, and whether these carry a gradient.
+        weights: of the generated tokens, float32 ``(generated tokens,)``; ``None`` if the sample has none.
     """
 
     pool: TokenPool
@@ -141,7 +141,7 @@ class StoredSample:
         return int(self.spans[:, :2].sum())
 
     def with_advantage(self, advantage: float) -> Sample:
-        """The row as it was put away, with one advantage on all tokens that were generated."""
+        """The sample as it was put away, with one advantage on all tokens that were generated."""
         lengths = self.spans[:, :2].ravel()
         spans = len(self.spans)
         of_turn = np.stack([np.full(spans, -1), self.spans[:, 2]], axis=1).ravel()
@@ -159,26 +159,26 @@ class StoredSample:
 
 
 class SampleStore:
-    """Puts rows away that share a pool: those of one iteration, which also leave the replay buffer together."""
+    """Puts samples away that share a pool: those of one iteration, which also leave the replay buffer together."""
 
     def __init__(self) -> None:
         self._pool = TokenPool()
 
-    def add(self, row: Sample) -> StoredSample:
-        """Put a row away; its advantages are not kept, since a replayed row gets new ones."""
-        generated = row.turns >= 0
-        weights = None if row.weights is None else row.weights[generated]
-        return StoredSample(self._pool, self._pool.add(row.ids), row.logps[generated], _spans(row), weights)
+    def add(self, sample: Sample) -> StoredSample:
+        """Put a sample away; its advantages are not kept, since a replayed sample gets new ones."""
+        generated = sample.turns >= 0
+        weights = None if sample.weights is None else sample.weights[generated]
+        return StoredSample(self._pool, self._pool.add(sample.ids), sample.logps[generated], _spans(sample), weights)
 
     def complete(self) -> None:
         """Nothing will be added any more."""
         self._pool.complete()
 
 
-def store_samples(rows: Iterable[Sample]) -> list[StoredSample]:
-    """Put rows away together, in their order."""
+def store_samples(samples: Iterable[Sample]) -> list[StoredSample]:
+    """Put samples away together, in their order."""
     store = SampleStore()
-    stored = [store.add(row) for row in rows]
+    stored = [store.add(sample) for sample in samples]
     store.complete()
     return stored
 
@@ -204,14 +204,14 @@ def _spread(values: npt.NDArray[np.float32], where: npt.NDArray[np.bool_], rest:
     return whole
 
 
-def _spans(row: Sample) -> npt.NDArray[np.int32]:
+def _spans(sample: Sample) -> npt.NDArray[np.int32]:
     """Runs of equal turn and mask, each with the tokens before it that were not generated."""
-    if not len(row):
+    if not len(sample):
         return np.zeros((0, 4), np.int32)
-    turns, mask = row.turns.astype(np.int32), row.mask.astype(np.int32)
+    turns, mask = sample.turns.astype(np.int32), sample.mask.astype(np.int32)
     changes = np.flatnonzero((np.diff(turns) != 0) | (np.diff(mask) != 0)) + 1
     starts = np.concatenate([[0], changes])
-    lengths = np.diff(np.concatenate([starts, [len(row)]])).tolist()
+    lengths = np.diff(np.concatenate([starts, [len(sample)]])).tolist()
     spans: list[tuple[int, int, int, int]] = []
     before = 0
     for start, length in zip(starts.tolist(), lengths, strict=True):

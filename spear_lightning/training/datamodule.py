@@ -80,13 +80,13 @@ class RolloutDataModule(LightningDataModule, RankState):
         max_active: most episodes that this rank plays at a time; ``None`` plays all of a phase together.
         schedule: when environments are stepped and when responses are generated: ``Lockstep`` (the same batches in
             every run) or ``Asynchronous`` (no episode waits for another one's environment).
-        minibatches: optimizer steps per pass over an iteration's rows.
-        minibatch_rows: most rows of a step, in place of ``minibatches``: the number of steps then follows from the
-            number of rows.
-        epochs: passes over an iteration's rows.
-        replay_steps: replayed rows are ``mixed`` into the steps of fresh ones, or have steps of their ``own`` after
+        minibatches: optimizer steps per pass over an iteration's samples.
+        minibatch_samples: most samples of a step, in place of ``minibatches``: the number of steps then follows from
+            the number of samples.
+        epochs: passes over an iteration's samples.
+        replay_steps: replayed samples are ``mixed`` into the steps of fresh ones, or have steps of their ``own`` after
             them (as published).
-        max_tokens: that the model computes for a micro-batch: rows times padded length; with ``policy.layout`` other
+        max_tokens: that the model computes for a micro-batch: samples times padded length; with ``policy.layout`` other
             than ``padded``, only the tokens themselves.
         workers: environment worker processes on this rank.
         step_timeout: seconds after which an environment that does not answer is given up.
@@ -114,7 +114,7 @@ class RolloutDataModule(LightningDataModule, RankState):
         max_active: Positive | None = None,
         schedule: RolloutSchedule = Lockstep(),  # noqa: B008 - frozen
         minibatches: Positive = 1,
-        minibatch_rows: Positive | None = None,
+        minibatch_samples: Positive | None = None,
         epochs: Positive = 1,
         replay_steps: ReplaySteps = "mixed",
         max_tokens: Positive = 16384,
@@ -131,7 +131,7 @@ class RolloutDataModule(LightningDataModule, RankState):
         self.max_turns, self.max_response_tokens = max_turns, max_response_tokens
         self.max_episode_tokens, self.max_active = max_episode_tokens, max_active
         self.schedule = schedule
-        self.steps = StepPlan(minibatches, minibatch_rows, epochs, replay_steps)
+        self.steps = StepPlan(minibatches, minibatch_samples, epochs, replay_steps)
         self.max_tokens = max_tokens
         self.workers, self.step_timeout, self.seed = workers, step_timeout, seed
         self.tool_reward_weight = 0.0
@@ -141,7 +141,7 @@ class RolloutDataModule(LightningDataModule, RankState):
 
     @property
     def max_response_length(self) -> int:
-        """Most tokens that one training row can carry a loss on."""
+        """Most tokens that one training sample can carry a loss on."""
         if self.agent.context != "conversation":
             return self.max_response_tokens
         longest = self.max_response_tokens * self.max_turns
@@ -211,10 +211,10 @@ class RolloutDataModule(LightningDataModule, RankState):
         batch = self.rollouts.tasks if self.rollouts.resample else None
         statistics = estimate_advantages(rollout.episodes, self.advantage, self.filters, batch)
         pad_id, temperature = self.agent.pad_id, self.rollouts.temperature
-        rows = self._module.correct(fresh_samples(rollout.episodes), pad_id, self.max_tokens, temperature)
+        samples = self._module.correct(fresh_samples(rollout.episodes), pad_id, self.max_tokens, temperature)
         steps = build_minibatches(
-            rows,
-            self._draw_and_admit(rollout, rows, statistics, iteration),
+            samples,
+            self._draw_and_admit(rollout, samples, statistics, iteration),
             plan=self.steps,
             length=self._length,
             max_tokens=self.max_tokens,
@@ -244,9 +244,9 @@ class RolloutDataModule(LightningDataModule, RankState):
         return rollout
 
     def _draw_and_admit(
-        self, rollout: Rollout, rows: dict[str, Sample], statistics: GroupStatistics, iteration: int
+        self, rollout: Rollout, samples: dict[str, Sample], statistics: GroupStatistics, iteration: int
     ) -> dict[str, Sample]:
-        """Rows replayed in this iteration; its successes enter the buffer."""
+        """Samples replayed in this iteration; its successes enter the buffer."""
         if self.baseline.current:
             remember(self.baseline, statistics)
         replayed: dict[str, Sample] = {}
@@ -255,7 +255,7 @@ class RolloutDataModule(LightningDataModule, RankState):
                 self.replay,
                 self.baseline,
                 rollout.episodes,
-                rows,
+                samples,
                 iteration,
                 seed=self.seed,
                 normalize_std=self.advantage.normalizes_std,

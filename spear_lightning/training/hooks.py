@@ -82,7 +82,7 @@ def update_listeners(trainer: pl.Trainer) -> Iterator[UpdateHooks]:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatchOutput:
-    """What the update computed on one micro-batch; tensors are detached, ``(rows, tokens)``.
+    """What the update computed on one micro-batch; tensors are detached, ``(samples, tokens)``.
 
     Attributes:
         source: ``"fresh"`` or ``"replay"``.
@@ -142,9 +142,9 @@ class Learner(PolicyOwner, Protocol):
     imitation_weight: float
 
     def correct(
-        self, rows: Mapping[str, Sample], pad_id: int, max_tokens: int, temperature: float
+        self, samples: Mapping[str, Sample], pad_id: int, max_tokens: int, temperature: float
     ) -> dict[str, Sample]:
-        """Rows with the old log-probabilities that the update is to compare with."""
+        """Samples with the old log-probabilities that the update is to compare with."""
 
     def record_counts(self, values: dict[str, float]) -> None:
         """Log numbers that hold for the whole run."""

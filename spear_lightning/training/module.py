@@ -2,7 +2,7 @@
 
 One training step is one optimizer step on one minibatch::
 
-    J = J_on-policy(fresh rows) + γ(t) · J_replay(replayed rows)
+    J = J_on-policy(fresh samples) + γ(t) · J_replay(replayed samples)
 
 The minibatch comes cut into micro-batches that fit in memory. Each contributes its share of losses that are normalised
 over the whole global minibatch, so the gradient does not depend on the cut or on the number of ranks. Optimization is
@@ -53,7 +53,7 @@ class SpearModule(LightningModule, RolloutHooks):
     Args:
         policy: the language model that acts.
         loss: on-policy loss.
-        replay_loss: loss of replayed rows; ``None`` uses ``loss``.
+        replay_loss: loss of replayed samples; ``None`` uses ``loss``.
         aggregation: how token losses become one number.
         max_response_length: L, the constant of ``seq-mean-token-sum-norm`` in tokens; ``None`` takes the largest
             response that the data module's agent can write.
@@ -258,15 +258,15 @@ class SpearModule(LightningModule, RolloutHooks):
             group["lr"] = group["initial_lr"] * factor
 
     def correct(
-        self, rows: Mapping[str, Sample], pad_id: int, max_tokens: int, temperature: float
+        self, samples: Mapping[str, Sample], pad_id: int, max_tokens: int, temperature: float
     ) -> dict[str, Sample]:
-        """Rows just played, corrected with the weights as they are now: before an iteration's first update.
+        """Samples just played, corrected with the weights as they are now: before an iteration's first update.
 
         Every rank must call it.
         """
         with self.trainer.precision_plugin.train_step_context():  # in the arithmetic of the update
             return self.correction.apply(
-                rows,
+                samples,
                 self.policy,
                 self.device,
                 self._train_metrics,

@@ -58,7 +58,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "data.environment.max_steps": 50,
         "data.max_turns": 50,
         "data.agent.max_prompt_tokens": 2048,
-        "data.minibatch_rows": 1024,
+        "data.minibatch_samples": 1024,
     },
     "webshop": EVERYWHERE
     | GAMES
@@ -71,7 +71,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "data.environment.max_steps": 15,
         "data.max_turns": 15,
         "data.agent.max_prompt_tokens": 4096,
-        "data.minibatch_rows": 256,
+        "data.minibatch_samples": 256,
     },
     "math": EVERYWHERE
     | {
@@ -102,7 +102,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "data.max_episode_tokens": 16384 + 2048,
         "data.rollouts.tasks": 128,
         "data.rollouts.group_size": 16,
-        "data.minibatch_rows": 64 * 16,
+        "data.minibatch_samples": 64 * 16,
         "data.evaluation.temperature": 1.0,
         "data.evaluation.top_p": 0.6,
         "data.evaluation.episodes_per_task": 32,

@@ -245,7 +245,7 @@ def test_a_checkpoint_of_another_model_is_refused(tiny_policy, tmp_path):
 
 def test_replayed_rows_have_steps_of_their_own_after_the_fresh_ones():
     fresh, replay = random_rows(10), random_rows(7, seed=1, prefix="r")
-    plan = StepPlan(rows=4, epochs=2, replay="own")
+    plan = StepPlan(samples=4, epochs=2, replay="own")
     assert plan.most(12, 8) == 10
     steps = build_minibatches(
         fresh, replay, plan=plan, length=plan.most(12, 8), max_tokens=64, pad_id=0, temperature=1.0, seed=1, iteration=0
