@@ -20,6 +20,7 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from spear_lightning.environments.base import Observation, Task
+from spear_lightning.utils.ranges import Positive, in_range
 
 Context = Literal["conversation", "stepwise"]
 """What a prompt holds: all of the episode so far (one training sample an episode), or a window of it (one a turn)."""
@@ -81,6 +82,7 @@ class AgentSession(ABC):
         """Take in what the environment answered to the action."""
 
 
+@in_range
 class Agent(ABC):
     """Turns observations into prompts and responses into actions, for any number of episodes.
 
@@ -88,14 +90,11 @@ class Agent(ABC):
         require_admissible: a response is valid only if its action is among those the environment says it would accept
             (where it says so; the prompt need not show them).
         lowercase: lower the case of actions.
-        max_action_characters: a longer action is not sent: the turn is void.
+        max_action_characters: a longer action is not sent: the turn counts as unparsable.
         max_observation_characters: a longer observation is cut at its end.
 
     Attributes:
-        context: how training rows are made of the episodes (:data:`Context`).
-
-    Raises:
-        ValueError: a limit is not positive.
+        context: how training samples are made of the episodes (:data:`Context`).
     """
 
     context: ClassVar[Context]
@@ -104,15 +103,9 @@ class Agent(ABC):
         self,
         require_admissible: bool = False,
         lowercase: bool = True,
-        max_action_characters: int = 256,
-        max_observation_characters: int = 16_000,
+        max_action_characters: Positive = 256,
+        max_observation_characters: Positive = 16_000,
     ) -> None:
-        for name, value in (
-            ("max_action_characters", max_action_characters),
-            ("max_observation_characters", max_observation_characters),
-        ):
-            if value < 1:
-                raise ValueError(f"agent.{name} must be at least 1, not {value}")
         self.require_admissible = require_admissible
         self.lowercase = lowercase
         self.max_action_characters = max_action_characters
@@ -184,6 +177,23 @@ class Agent(ABC):
                 )
         if not self.stop_ids:
             raise ValueError(f"{name} has neither an end-of-text token nor a token {ACTION_TAGS[1]}: add one of them")
+
+    def check_prompt_limit(self, bare: int, limit: int, shorten: str) -> None:
+        """Refuse a prompt limit that leaves no room for an observation.
+
+        Args:
+            bare: tokens of a prompt that says nothing yet.
+            limit: ``max_prompt_tokens``.
+            shorten: argument that could be shorter.
+
+        Raises:
+            ValueError: there is no room; names both arguments.
+        """
+        if bare >= limit:
+            raise ValueError(
+                f"agent.max_prompt_tokens is {limit}, but a prompt has {bare} tokens before it says anything: raise "
+                f"the limit, or shorten agent.{shorten}"
+            )
 
     def encode(self, text: str) -> Ids:
         """Ids of a piece of text, int32 ``(tokens,)``, with nothing added at its ends."""

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from spear_lightning.agents.base import Agent, AgentSession, Ids, Prompt, Response, without_task
 from spear_lightning.agents.chat_template import ChatFormat, Message
 from spear_lightning.environments.base import Observation, Task
+from spear_lightning.utils.ranges import Positive, in_range
 
 _SYSTEM = (
     "You carry out a task in a simulated world, which you can only read about and act on through text. Answer each "
@@ -19,6 +20,7 @@ _SYSTEM = (
 _END_OF_MESSAGE = "<|eom_id|>"  # Llama 3.1 ends a message that calls a tool with it
 
 
+@in_range
 class ChatAgent(Agent):
     """Plays as a chat: observations are messages of the user, responses those of the assistant.
 
@@ -26,10 +28,7 @@ class ChatAgent(Agent):
         system: message of the system that opens the chat; empty for none.
         max_prompt_tokens: length limit of what precedes the first response; a longer first observation is cut.
         template_args: further arguments of the chat template (for example ``enable_thinking: false``).
-        require_admissible: see :class:`Agent`.
-        lowercase: see :class:`Agent`.
-        max_action_characters: see :class:`Agent`.
-        max_observation_characters: see :class:`Agent`.
+        options: of :class:`Agent`.
 
     Raises:
         ValueError: a limit is not positive.
@@ -40,16 +39,11 @@ class ChatAgent(Agent):
     def __init__(
         self,
         system: str = _SYSTEM,
-        max_prompt_tokens: int = 2048,
+        max_prompt_tokens: Positive = 2048,
         template_args: Mapping[str, Any] | None = None,
-        require_admissible: bool = False,
-        lowercase: bool = True,
-        max_action_characters: int = 256,
-        max_observation_characters: int = 16_000,
+        **options: Any,
     ) -> None:
-        super().__init__(require_admissible, lowercase, max_action_characters, max_observation_characters)
-        if max_prompt_tokens < 1:
-            raise ValueError(f"agent.max_prompt_tokens must be at least 1, not {max_prompt_tokens}")
+        super().__init__(**options)
         self.system = system
         self.max_prompt_tokens = max_prompt_tokens
         self.template_args = dict(template_args or {})
@@ -92,12 +86,7 @@ class ChatAgent(Agent):
         self._tokenizer = tokenizer
         self._format = ChatFormat(tokenizer, self.schemas, self.template_args)
         super().bind(tokenizer)
-        bare = len(self.opening_ids(""))
-        if bare >= self.max_prompt_tokens:
-            raise ValueError(
-                f"agent.max_prompt_tokens is {self.max_prompt_tokens}, but a prompt has {bare} tokens before it says "
-                "anything: raise the limit, or shorten agent.system"
-            )
+        self.check_prompt_limit(len(self.opening_ids("")), self.max_prompt_tokens, "system")
 
     def start(self, task: Task, observation: Observation) -> ChatSession:
         """Begin an episode."""

@@ -19,6 +19,7 @@ from spear_lightning.agents.base import (
     without_task,
 )
 from spear_lightning.environments.base import Observation, Task
+from spear_lightning.utils.ranges import NotNegative, Positive, in_range
 
 _MOST_STEPS = 10**9  # a prompt that has left everything out still says how many steps were taken
 _ROLE = "You carry out a task in a simulated world, which you can only read about and act on through text."
@@ -57,6 +58,7 @@ class _Page:
         return "\n\n".join(parts)
 
 
+@in_range
 class StepwiseAgent(Agent):
     """Asks anew at each turn: role, task, steps taken, the last few of them, the observation, the admissible actions.
 
@@ -71,10 +73,7 @@ class StepwiseAgent(Agent):
         max_prompt_tokens: length limit of the prompt.
         role: opening sentence of the prompt.
         template_args: further arguments of the chat template (for example ``enable_thinking: false``).
-        require_admissible: see :class:`Agent`.
-        lowercase: see :class:`Agent`.
-        max_action_characters: see :class:`Agent`.
-        max_observation_characters: see :class:`Agent`.
+        options: of :class:`Agent`.
 
     Raises:
         ValueError: a number is out of range.
@@ -84,22 +83,15 @@ class StepwiseAgent(Agent):
 
     def __init__(
         self,
-        history_length: int = 2,
+        history_length: NotNegative = 2,
         think: bool = True,
         show_admissible: bool = True,
-        max_prompt_tokens: int = 2048,
+        max_prompt_tokens: Positive = 2048,
         role: str = _ROLE,
         template_args: Mapping[str, Any] | None = None,
-        require_admissible: bool = False,
-        lowercase: bool = True,
-        max_action_characters: int = 256,
-        max_observation_characters: int = 16_000,
+        **options: Any,
     ) -> None:
-        super().__init__(require_admissible, lowercase, max_action_characters, max_observation_characters)
-        if history_length < 0:
-            raise ValueError(f"agent.history_length must not be negative, but it is {history_length}")
-        if max_prompt_tokens < 1:
-            raise ValueError(f"agent.max_prompt_tokens must be at least 1, not {max_prompt_tokens}")
+        super().__init__(**options)
         self.history_length = history_length
         self.think = think
         self.show_admissible = show_admissible
@@ -120,11 +112,7 @@ class StepwiseAgent(Agent):
         """
         super().bind(tokenizer)
         bare = len(self._ids(_Page("", _MOST_STEPS, (), "", ())))
-        if bare >= self.max_prompt_tokens:
-            raise ValueError(
-                f"agent.max_prompt_tokens is {self.max_prompt_tokens}, but a prompt has {bare} tokens before it says "
-                "anything: raise the limit, or shorten agent.role"
-            )
+        self.check_prompt_limit(bare, self.max_prompt_tokens, "role")
 
     def start(self, task: Task, observation: Observation) -> StepwiseSession:
         """Begin an episode."""

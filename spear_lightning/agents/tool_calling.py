@@ -34,8 +34,8 @@ class ChatToolAgent(ChatAgent):
             list plays without.
         system: message of the system that opens the chat; empty for none.
         answer_mark: a final answer without it is no answer at all (a void turn); empty takes anything for one.
-        max_prompt_tokens: see :class:`ChatAgent`.
-        template_args: see :class:`ChatAgent`.
+        max_prompt_tokens: of what precedes the first response; a longer first observation is cut.
+        template_args: further arguments of the chat template.
         max_action_characters: a longer response is cut before it is read: at its end where it calls tools, else at its
             beginning.
         max_observation_characters: of one result.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 
@@ -23,10 +24,7 @@ class TranscriptAgent(Agent):
     Args:
         opening: text before the first response; ``{task}`` and ``{observation}`` are filled in.
         continuation: text after each response; ``{observation}`` is filled in.
-        require_admissible: see :class:`Agent`.
-        lowercase: see :class:`Agent`.
-        max_action_characters: see :class:`Agent`.
-        max_observation_characters: see :class:`Agent`.
+        options: of :class:`Agent`.
 
     Raises:
         ValueError: a template does not mention what it must.
@@ -38,12 +36,9 @@ class TranscriptAgent(Agent):
         self,
         opening: str = "<task> {task} <obs> {observation}",
         continuation: str = " <obs> {observation}",
-        require_admissible: bool = False,
-        lowercase: bool = True,
-        max_action_characters: int = 256,
-        max_observation_characters: int = 16_000,
+        **options: Any,
     ) -> None:
-        super().__init__(require_admissible, lowercase, max_action_characters, max_observation_characters)
+        super().__init__(**options)
         for name, template in (("opening", opening), ("continuation", continuation)):
             if "{observation}" not in template:
                 raise ValueError(f"agent.{name} must contain {{observation}}, but it is {template!r}")

@@ -38,6 +38,7 @@ from spear_lightning.metrics.csv_logger import MetricsCSV
 from spear_lightning.training.datamodule import RolloutDataModule
 from spear_lightning.training.module import SpearModule
 from spear_lightning.utils.atomic import write_atomically
+from spear_lightning.utils.ranges import RangeError
 
 USAGE = "[-c CONFIG.yaml ...] [--key value ...]"
 
@@ -65,6 +66,25 @@ class SpearCLI(LightningCLI):
         if not any(isinstance(callback, EvaluationReport) for callback in callbacks):
             callbacks.append(EvaluationReport())
         return trainer
+
+    def instantiate_classes(self) -> None:
+        """Make trainer, module and data module.
+
+        Raises:
+            ValueError: a number is out of range; names its key in the configuration.
+        """
+        try:
+            super().instantiate_classes()
+        except RangeError as error:
+            config = self.config[self.subcommand] if self.subcommand else self.config
+            keys = [
+                key.replace(".init_args.", ".")
+                for key, value in config.items()
+                if key.rpartition(".")[2] == error.argument and value == error.value
+            ]
+            raise ValueError(
+                f"{' or '.join(keys)} must be {error.rule}, not {error.value}" if keys else error
+            ) from error
 
     def before_fit(self) -> None:
         """A run that goes on is not finished."""

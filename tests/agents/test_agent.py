@@ -230,11 +230,11 @@ def test_tokenizer_that_cannot_end_a_response_is_refused() -> None:
 
 
 def test_bad_arguments_name_the_key() -> None:
-    with pytest.raises(ValueError, match=r"agent.max_action_characters must be at least 1"):
+    with pytest.raises(ValueError, match=r"Agent.max_action_characters must be at least 1, not 0"):
         TranscriptAgent(max_action_characters=0)
     with pytest.raises(ValueError, match=r"agent.continuation must contain \{observation\}"):
         TranscriptAgent(continuation=" <obs> ")
-    with pytest.raises(ValueError, match=r"agent.history_length must not be negative"):
+    with pytest.raises(ValueError, match=r"StepwiseAgent.history_length must be at least 0, not -1"):
         StepwiseAgent(history_length=-1)
     with pytest.raises(ValueError, match=r"agent.max_prompt_tokens is 50, but a prompt has \d+ tokens before"):
         bound(StepwiseAgent(max_prompt_tokens=50))

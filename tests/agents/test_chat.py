@@ -254,7 +254,7 @@ def test_tokenizers_that_cannot_chat_are_refused_with_the_fix() -> None:
 def test_bad_arguments_name_the_key() -> None:
     with pytest.raises(ValueError, match=r"agent.tools names a tool twice"):
         ChatToolAgent(tools=[CODE_INTERPRETER, CODE_INTERPRETER])
-    with pytest.raises(ValueError, match=r"agent.max_prompt_tokens must be at least 1"):
+    with pytest.raises(ValueError, match=r"ChatAgent.max_prompt_tokens must be at least 1, not 0"):
         ChatToolAgent(max_prompt_tokens=0)
     with pytest.raises(RuntimeError, match=r"agent.bind"):
         ChatToolAgent().start(TASK, Observation("?"))

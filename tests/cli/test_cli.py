@@ -70,7 +70,7 @@ def message_of(capsys, tmp_path, cache, *arguments: str) -> str:
                 "lower one of them",
             ],
         ),
-        (["--data.rollouts.resample=-1"], ["data.rollouts.resample must not be negative: -1"]),
+        (["--data.rollouts.resample=-1"], ["spear: error: data.rollouts.resample must be at least 0, not -1"]),
         (
             ["--data.rollouts.resample=1", "--data.rollouts.max_staleness=1"],
             ["data.rollouts.resample is 1", "data.rollouts.max_staleness 1", "set max_staleness to 0"],
@@ -95,7 +95,11 @@ def message_of(capsys, tmp_path, cache, *arguments: str) -> str:
             ["alfworld-download", "no/data"],
         ),
         (["--data.environment.task_types=[cook_dinner]"], ["cook_dinner", "pick_and_place_simple"]),
-        (["--data.minibatches=0"], ["data.minibatches"]),
+        (["--data.minibatches=0"], ["spear: error: data.minibatches must be at least 1, not 0"]),
+        (
+            ["--data.agent.max_action_characters=0"],
+            ["spear: error: data.agent.max_action_characters must be at least 1, not 0"],
+        ),
         (["--data.engine=VLLMEngine"], ["data.engine is VLLMEngine, but vLLM is not installed here: pip install"]),
         (
             [
