@@ -27,6 +27,7 @@ def record_rollout(store: MetricStore, rollout: Rollout) -> None:
     _means(store, f"{prefix}/truncated", (item.status == "truncated" for item in scored))
     _means(store, f"{prefix}/overlong", (item.reason == "overlong" for item in scored))
     _means(store, f"{prefix}/invalid", (not turn.valid for item in scored for turn in item.turns))
+    _means(store, f"{prefix}/shortened", (turn.shortened != "" for item in scored for turn in item.turns))
     _means(store, f"{prefix}/response_length", (len(t.response_ids) for item in scored for t in item.turns))
     for kind in with_families([item.task.kind for item in scored]):
         _means(store, f"{prefix}/success/{kind}", (i.success for i in scored if belongs(i.task.kind, kind)))

@@ -1,4 +1,4 @@
-"""Rollouts with the policy that is trained: with the weights that it will train, or ahead of it with those before."""
+"""Rollouts with the policy that is trained: on-policy, or one iteration ahead of training in a background thread."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_warn
 
-from spear_lightning.distributed.zero import ZeroStrategy
 from spear_lightning.engines.base import Sampling
 from spear_lightning.environments.base import Split
 from spear_lightning.policy.policy import Policy
@@ -24,17 +21,17 @@ from spear_lightning.rollout.specs import EpisodeSpec
 from spear_lightning.utils.randomness import stream_seed
 
 OnStep = Callable[[int, int], None]
-"""Is told how many episodes are finished and how many still active."""
+"""Called with the number of episodes finished and still active."""
 
 _POLL_SECONDS = 0.2
 
 
 class _CancelledError(Exception):
-    """The episodes are not wanted any more."""
+    """The rollout was cancelled."""
 
 
 class AsyncRollout:
-    """Plays the episodes of one iteration at a time in the background, and keeps them until they are asked for."""
+    """Plays the episodes of one iteration in a background thread and keeps them until they are taken."""
 
     def __init__(self) -> None:
         self._iteration: int | None = None
@@ -47,19 +44,19 @@ class AsyncRollout:
 
     @property
     def iteration(self) -> int | None:
-        """Whose episodes are being played or kept; ``None`` if there are none."""
+        """Number of the iteration being played or kept; ``None`` if there is none."""
         return self._iteration
 
     def start(self, iteration: int, play: Callable[[OnStep], Rollout], device: torch.device) -> None:
         """Play in the background.
 
         Args:
-            iteration: whose episodes they are.
-            play: plays them; is given a function to call after each step.
-            device: that is generated on.
+            iteration: its number.
+            play: plays its episodes; is given a function to call after each step.
+            device: of the engine.
 
         Raises:
-            RuntimeError: others are being played or have not been taken.
+            RuntimeError: another iteration is being played or has not been taken.
         """
         if self._iteration is not None:
             raise RuntimeError(f"the episodes of iteration {self._iteration} have not been taken")
@@ -72,23 +69,23 @@ class AsyncRollout:
                     self._played = play(self._on_step)
             except _CancelledError:
                 pass
-            except BaseException as error:  # raised again by whoever asks for the episodes
+            except BaseException as error:  # raised again by wait()
                 self._error = error
 
-        # A daemon: a process that ends by an exception must not wait for episodes that nobody will see.
+        # A daemon thread: a process that ends by an exception must not wait for it.
         self._thread = threading.Thread(target=run, name=f"rollout of iteration {iteration}", daemon=True)
         self._thread.start()
 
     def keep(self, played: Rollout) -> None:
-        """Keep episodes that were played before (from a checkpoint)."""
+        """Keep a rollout from a checkpoint."""
         self.cancel()
         self._iteration, self._played = played.iteration, played
 
     def wait(self, on_step: OnStep | None = None) -> None:
-        """Until nothing is being played any more.
+        """Wait until the background thread has ended.
 
         Args:
-            on_step: is told now and then, in the thread that waits, how far it is.
+            on_step: progress, called in the waiting thread.
 
         Raises:
             BaseException: what playing has raised.
@@ -107,18 +104,18 @@ class AsyncRollout:
             raise error
 
     def peek(self) -> Rollout | None:
-        """The episodes, once they are played, without taking them; ``None`` if there are none."""
+        """The rollout, once it is complete, without taking it; ``None`` if there is none."""
         self.wait()
         return self._played
 
     def take(self, on_step: OnStep | None = None) -> Rollout:
-        """The episodes, once they are played; they are not kept any longer.
+        """The rollout, once it is complete; it is not kept any longer.
 
         Args:
-            on_step: see :meth:`wait`.
+            on_step: progress, called in the waiting thread.
 
         Raises:
-            RuntimeError: there are none.
+            RuntimeError: there is none.
             BaseException: what playing has raised.
         """
         self.wait(on_step)
@@ -129,7 +126,7 @@ class AsyncRollout:
         return played
 
     def cancel(self) -> None:
-        """Forget what is being played or kept; a thread ends after the step it is at."""
+        """Forget what is being played or kept; the thread ends after its current step."""
         self._cancelled = True
         if self._thread is not None:
             self._thread.join()
@@ -141,7 +138,7 @@ class AsyncRollout:
         self._progress = (finished, active)
 
     def _own_stream(self, device: torch.device) -> AbstractContextManager[object]:
-        """Kernels of the thread go beside those of the update, after all that was issued until now."""
+        """A CUDA stream of its own, so that kernels run beside the update, after all that was issued until now."""
         if device.type != "cuda":
             return nullcontext()
         if self._stream is None:  # one for all rollouts: memory that a stream has freed is kept for that stream
@@ -150,18 +147,11 @@ class AsyncRollout:
         return torch.cuda.stream(self._stream)
 
 
-SpecsOf = Callable[[int], Sequence[EpisodeSpec]]
-"""The episodes that this rank plays in an iteration."""
-
-Tell = Callable[[Split, int], OnStep]
-"""Tells whom it concerns that a rollout of so many episodes starts; returns what tells them of its steps."""
-
-
 class PolicyOwner(Protocol):
-    """Trains a policy and lends it for rollouts.
+    """The module that trains, as far as rollouts need it.
 
     Attributes:
-        policy: that is trained.
+        policy: being trained.
         weight_version: optimizer steps taken.
         training: whether it is in training mode.
     """
@@ -172,46 +162,32 @@ class PolicyOwner(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """That the policy is on."""
+        """Device of the policy."""
 
     def rollout_policy(self) -> Policy:
         """The policy to play with, with all its weights."""
 
     def release_rollout_policy(self) -> None:
-        """Nothing is generated any more in this phase."""
+        """Free the copy of the weights, if :meth:`rollout_policy` made one."""
 
     def train(self, mode: bool = True) -> object:
         """Set training or evaluation mode."""
 
 
-def check_whole_weights(strategy: Strategy) -> None:
-    """Refuse to play ahead where no rank has all weights.
-
-    Raises:
-        MisconfigurationException: the strategy partitions them; names the keys and the fix.
-    """
-    if isinstance(strategy, ZeroStrategy) and strategy.stage == 3:
-        raise MisconfigurationException(
-            "data.rollouts.max_staleness is 1, which plays with a copy of all weights while they are trained, and "
-            "stage 3 of ZeroStrategy is for weights that do not fit on one rank: set data.rollouts.max_staleness to 0, "
-            "or the strategy's stage to 0, 1 or 2"
-        )
-
-
 class RolloutRunner:
-    """Plays what it is asked for, one rollout at a time: there is one engine and one set of environments.
+    """Syncs weights to the engine and plays one rollout at a time: there is one engine and one set of environments.
 
     Ahead of training, the weights that play an iteration are a function of its number alone: those after the iteration
-    before the last (the first two iterations are played with those of the start). Whoever is faster waits.
+    before the last (the first two iterations are played with the initial weights).
 
     Args:
-        owner: whose policy plays.
-        collector: that plays.
-        sampling: how tokens are drawn in a split.
+        owner: of the policy.
+        collector: plays the episodes.
+        sampling: parameters by split.
         seed: of the run.
         max_turns: of an episode.
-        tell: of rollouts and their steps.
-        iterations: of the run; ``None`` or -1 where it has no end.
+        on_start: called with split and number of episodes when a rollout starts; returns the progress callback.
+        iterations: of the run; ``None`` or -1 if unlimited.
         ahead: play the next iteration while one trains.
     """
 
@@ -222,46 +198,46 @@ class RolloutRunner:
         sampling: Callable[[Split], Sampling],
         seed: int,
         max_turns: int,
-        tell: Tell,
+        on_start: Callable[[Split, int], OnStep],
         iterations: int | None = None,
         ahead: bool = False,
     ) -> None:
         self._owner, self._collector, self._sampling = owner, collector, sampling
         self._seed, self._max_turns = seed, max_turns
-        self._tell, self._iterations = tell, iterations
+        self._on_start, self._iterations = on_start, iterations
         self._ahead = AsyncRollout()
         self._snapshot = WeightSnapshot(owner.policy) if ahead else None
 
     def play(self, split: Split, specs: Sequence[EpisodeSpec], iteration: int) -> Rollout:
-        """Play with the weights as they are now, once nothing else is played any more.
+        """Play with the current weights, after any background rollout has ended.
 
         Args:
-            split: that the tasks are of.
-            specs: the episodes of this rank.
-            iteration: recorded in them, and part of the name of their random numbers.
+            split: of the tasks.
+            specs: episodes of this rank.
+            iteration: recorded in the episodes; part of their seeds.
         """
         self._ahead.wait()
         owner = self._owner
-        on_step = self._tell(split, len(specs))
+        on_step = self._on_start(split, len(specs))
         training = owner.training
         played = self._ready(split, specs, iteration, owner.rollout_policy)(on_step)
         owner.release_rollout_policy()
         owner.train(training)
         return played
 
-    def play_iteration(self, iteration: int, specs_of: SpecsOf) -> Rollout:
-        """The training episodes of an iteration; ahead of training, those of the next one are begun.
+    def play_iteration(self, iteration: int, specs_of: Callable[[int], Sequence[EpisodeSpec]]) -> Rollout:
+        """The training rollout of an iteration; if ``ahead``, the next one is started in the background.
 
         Args:
             iteration: from 0.
-            specs_of: the episodes of this rank in any iteration.
+            specs_of: episodes of this rank by iteration.
         """
         specs = specs_of(iteration)
         if self._snapshot is None:
             return self.play("train", specs, iteration)
         if self._ahead.iteration != iteration:  # the first iteration of all, or a checkpoint of an on-policy run
             self._begin(iteration, specs)
-        on_step = self._tell("train", len(specs))
+        on_step = self._on_start("train", len(specs))
         played = self._ahead.take(on_step)
         if {_name(episode) for episode in (*played.episodes, *played.aborted)} != set(map(_name, specs)):
             rank_zero_warn(
@@ -275,24 +251,24 @@ class RolloutRunner:
         return played
 
     def keep(self, played: Rollout) -> None:
-        """Keep the episodes of an iteration that a checkpoint has, until it comes."""
+        """Keep a rollout from a checkpoint until its iteration comes."""
         self._ahead.keep(played)
 
     def kept(self) -> Rollout | None:
-        """The episodes of the next iteration, once they are all played; ``None`` where none are played ahead."""
+        """The rollout of the next iteration, once it is complete; ``None`` if none is played ahead."""
         return self._ahead.peek()
 
     def cancel(self) -> None:
-        """Play no further, and forget what has been played ahead."""
+        """Stop the background rollout and discard it."""
         self._ahead.cancel()
 
     def close(self) -> None:
-        """Stop playing, stop the workers and free the engine."""
+        """Stop the background rollout and the environment workers, and free the engine."""
         self.cancel()
         self._collector.close()
 
     def _begin(self, iteration: int, specs: Sequence[EpisodeSpec]) -> None:
-        """Play an iteration in the background, with a copy of the weights as they are now."""
+        """Play an iteration in the background, with a copy of the current weights."""
         assert self._snapshot is not None
         play = self._ready("train", specs, iteration, self._snapshot.take)
         self._ahead.start(iteration, play, self._owner.device)
@@ -300,7 +276,7 @@ class RolloutRunner:
     def _ready(
         self, split: Split, specs: Sequence[EpisodeSpec], iteration: int, policy: Callable[[], Policy]
     ) -> Callable[[OnStep], Rollout]:
-        """Hand the weights to the engine now; what plays with them when it is called."""
+        """Sync the weights to the engine now; the returned function plays with them."""
         collector, engine = self._collector, self._collector.engine
         started = time.perf_counter()
         engine.wake()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_warn
 
 from spear_lightning.algorithm.estimators import AdvantageEstimator
 from spear_lightning.algorithm.filters import QualityFilters
 from spear_lightning.algorithm.replay import ReplayBuffer
 from spear_lightning.algorithm.rewards import RewardComposer
+from spear_lightning.distributed.zero import ZeroStrategy
 from spear_lightning.engines.base import RolloutEngine
 from spear_lightning.rollout.specs import TrainingRollouts
 
@@ -90,4 +92,18 @@ def check_replay(
         rank_zero_warn(
             f"{counted}. It replays only while more than {needed / most:.0%} of these succeed: to imitate earlier, "
             "lower data.replay's capacity or its schedule's ready, or use the schedule Mix"
+        )
+
+
+def check_whole_weights(strategy: Strategy) -> None:
+    """Refuse to play ahead if no rank has all weights.
+
+    Raises:
+        MisconfigurationException: the strategy partitions them; names the keys and the fix.
+    """
+    if isinstance(strategy, ZeroStrategy) and strategy.stage == 3:
+        raise MisconfigurationException(
+            "data.rollouts.max_staleness is 1, which plays with a copy of all weights while they are trained, and "
+            "stage 3 of ZeroStrategy is for weights that do not fit on one rank: set data.rollouts.max_staleness to 0, "
+            "or the strategy's stage to 0, 1 or 2"
         )

@@ -41,7 +41,7 @@ from spear_lightning.environments.base import Split, TaskSuite
 from spear_lightning.environments.pool import EnvironmentPool
 from spear_lightning.rollout.collector import Collector, Lockstep, RolloutSchedule
 from spear_lightning.rollout.episode import Rollout
-from spear_lightning.rollout.runner import RolloutRunner, check_whole_weights
+from spear_lightning.rollout.runner import RolloutRunner
 from spear_lightning.rollout.specs import (
     Evaluation,
     TrainingRollouts,
@@ -49,8 +49,8 @@ from spear_lightning.rollout.specs import (
     evaluation_specs,
     training_specs,
 )
-from spear_lightning.training.checks import check_advantage, check_engine, check_replay
-from spear_lightning.training.hooks import Learner, RankState, rollout_listeners, tell_of_rollout
+from spear_lightning.training.checks import check_advantage, check_engine, check_replay, check_whole_weights
+from spear_lightning.training.hooks import Learner, RankState, rollout_listeners, start_rollout
 from spear_lightning.training.watch import Watch
 from spear_lightning.utils.ranges import Above0, Positive, in_range
 
@@ -135,7 +135,7 @@ class RolloutDataModule(LightningDataModule, RankState):
         self.max_tokens = max_tokens
         self.workers, self.step_timeout, self.seed = workers, step_timeout, seed
         self.tool_reward_weight = 0.0
-        self._player: RolloutRunner | None = None
+        self._runner: RolloutRunner | None = None
         self._watch = Watch()
         self._apart = False
 
@@ -155,7 +155,7 @@ class RolloutDataModule(LightningDataModule, RankState):
 
     def setup(self, stage: str) -> None:
         """Check agent and tasks against policy and settings, and start the environment workers."""
-        if self._player is not None:
+        if self._runner is not None:
             return
         self.agent.bind(self._module.policy.tokenizer)
         if stage == "fit":
@@ -174,16 +174,22 @@ class RolloutDataModule(LightningDataModule, RankState):
         pool = EnvironmentPool(self.environment, workers=self.workers, step_timeout=self.step_timeout)
         limits = (self.max_active, self.max_episode_tokens)
         collector = Collector(pool, self.agent, self.engine, *limits, self.schedule)
-        ahead = stage == "fit" and self.rollouts.max_staleness > 0
-        tell = partial(tell_of_rollout, self._trainer)
-        run = (self.seed, self.max_turns, tell, self._trainer.max_epochs, ahead)
-        self._player = RolloutRunner(self._module, collector, self._sampling, *run)
+        self._runner = RolloutRunner(
+            self._module,
+            collector,
+            self._sampling,
+            seed=self.seed,
+            max_turns=self.max_turns,
+            on_start=partial(start_rollout, self._trainer),
+            iterations=self._trainer.max_epochs,
+            ahead=stage == "fit" and self.rollouts.max_staleness > 0,
+        )
 
     def teardown(self, stage: str) -> None:
         """Stop the workers and free the engine."""
-        if self._player is not None:
-            self._player.close()
-            self._player = None
+        if self._runner is not None:
+            self._runner.close()
+            self._runner = None
 
     # --- training ------------------------------------------------------------------------------------------------
 
@@ -225,7 +231,7 @@ class RolloutDataModule(LightningDataModule, RankState):
             layout=self._module.policy.layout,
         )
         rollout.seconds["other"] += time.perf_counter() - started
-        self._tell(rollout)
+        self._end_rollout(rollout)
         return steps
 
     def _played(self, iteration: int) -> Rollout:
@@ -234,7 +240,7 @@ class RolloutDataModule(LightningDataModule, RankState):
 
         def play(groups: range) -> Rollout:
             specs = partial(deal, groups=groups, rank=rank(), world_size=world_size())
-            return self._scored(self._playing.play_iteration(iteration, specs))
+            return self._scored(self._running.play_iteration(iteration, specs))
 
         rollout, resampling = play_until_signal(play, self.rollouts)
         if self.rollouts.resample:
@@ -285,15 +291,15 @@ class RolloutDataModule(LightningDataModule, RankState):
 
         def play() -> Iterator[Rollout]:
             for specs in batches:
-                rollout = self._scored(self._playing.play(split, specs, self._trainer.current_epoch))
-                self._tell(rollout)
+                rollout = self._scored(self._running.play(split, specs, self._trainer.current_epoch))
+                self._end_rollout(rollout)
                 yield rollout
 
         return IterationStream(play, len(batches))
 
     # --- after playing -----------------------------------------------------------------------------------------
 
-    def _tell(self, rollout: Rollout) -> None:
+    def _end_rollout(self, rollout: Rollout) -> None:
         for listener in rollout_listeners(self._trainer):
             listener.on_rollout_end(self._trainer, self._trainer.lightning_module, rollout)
 
@@ -320,8 +326,8 @@ class RolloutDataModule(LightningDataModule, RankState):
 
     def on_exception(self, exception: BaseException) -> None:
         """Stop playing what nobody will learn from."""
-        if self._player is not None:
-            self._player.cancel()
+        if self._runner is not None:
+            self._runner.cancel()
 
     def state_dict(self) -> dict[str, Any]:
         """Reward baseline, and what each rank holds. Lightning calls it on every rank."""
@@ -337,7 +343,7 @@ class RolloutDataModule(LightningDataModule, RankState):
         if self.replay is not None and replay is not None:
             load_replay(self.replay, replay, rank(), world_size())
         if played is not None and self.rollouts.max_staleness:
-            self._playing.keep(played_from_states((played[n] for n in range(len(played))), rank(), world_size()))
+            self._running.keep(played_from_states((played[n] for n in range(len(played))), rank(), world_size()))
 
     def _saved(self, state_dict: dict[str, Any], name: str) -> Any:
         """What all ranks held, one after the other; ``None`` if nothing."""
@@ -352,7 +358,7 @@ class RolloutDataModule(LightningDataModule, RankState):
 
     def _rank_state(self) -> dict[str, Any]:
         """Replay buffer and episodes not yet learned from, ``None`` for what there is not."""
-        played = None if self._player is None else self._player.kept()
+        played = None if self._runner is None else self._runner.kept()
         return {
             "replay": None if self.replay is None else replay_to_state(self.replay),
             "played": None if played is None else played_to_state(played),
@@ -368,9 +374,9 @@ class RolloutDataModule(LightningDataModule, RankState):
             self._apart = False
 
     @property
-    def _playing(self) -> RolloutRunner:
-        assert self._player is not None, "setup() has not run"
-        return self._player
+    def _running(self) -> RolloutRunner:
+        assert self._runner is not None, "setup() has not run"
+        return self._runner
 
     @property
     def _trainer(self) -> Any:

@@ -1,4 +1,4 @@
-"""Hooks that SPEAR adds to Lightning's: a callback that inherits one of these classes is told of rollouts or updates.
+"""Hooks added to Lightning's: a callback that inherits one of these classes is called around rollouts or updates.
 
 A callback opts in by inheriting::
 
@@ -48,19 +48,22 @@ class RolloutHooks:
 
 
 def rollout_listeners(trainer: pl.Trainer) -> Iterator[RolloutHooks]:
-    """Everything that is told of rollouts: the module, if it inherits the hooks, then the callbacks in their order."""
+    """All objects with rollout hooks: the module first, then the callbacks in order."""
     for target in (trainer.lightning_module, *trainer.callbacks):  # type: ignore[attr-defined]
         if isinstance(target, RolloutHooks):
             yield target
 
 
-def tell_of_rollout(trainer: pl.Trainer, split: Split, episodes: int) -> Callable[[int, int], None]:
-    """Tell the listeners that a rollout starts; returns what tells them of its steps.
+def start_rollout(trainer: pl.Trainer, split: Split, episodes: int) -> Callable[[int, int], None]:
+    """Call ``on_rollout_start`` of all listeners.
 
     Args:
-        trainer: whose listeners.
-        split: that the tasks are of.
+        trainer: has the listeners.
+        split: of the tasks.
         episodes: that this rank will play.
+
+    Returns:
+        Calls their ``on_rollout_step`` with the number of episodes finished and active.
     """
     module, listeners = trainer.lightning_module, list(rollout_listeners(trainer))
     for listener in listeners:
@@ -74,7 +77,7 @@ def tell_of_rollout(trainer: pl.Trainer, split: Split, episodes: int) -> Callabl
 
 
 def update_listeners(trainer: pl.Trainer) -> Iterator[UpdateHooks]:
-    """The callbacks that are told of updates, in their order."""
+    """All callbacks with update hooks, in order."""
     for target in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(target, UpdateHooks):
             yield target

@@ -23,8 +23,8 @@ from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
 from spear_lightning.environments.alfworld import ALFWorld
 from spear_lightning.metrics.csv_logger import MetricsCSV
 from spear_lightning.policy.policy import LoRA, Policy
-from spear_lightning.rollout.runner import check_whole_weights
 from spear_lightning.rollout.specs import Evaluation, TrainingRollouts
+from spear_lightning.training.checks import check_whole_weights
 from spear_lightning.training.datamodule import RolloutDataModule
 from spear_lightning.training.hooks import RolloutHooks
 from spear_lightning.training.module import SpearModule

@@ -130,7 +130,7 @@ class Played:
 class Data(RolloutDataModule):
     def setup(self, stage: str) -> None:
         self.agent.bind(self._module.policy.tokenizer)
-        self._player = Played()  # type: ignore[assignment]
+        self._runner = Played()  # type: ignore[assignment]
 
 
 def data_of(**settings: Any) -> Data:
