@@ -14,23 +14,23 @@ from spear_lightning.distributed.collectives import concatenate, gather
 from spear_lightning.rollout.episode import Episode
 
 
-def fresh_samples(scored: Iterable[Episode]) -> dict[str, Sample]:
+def fresh_samples(episodes: Iterable[Episode]) -> dict[str, Sample]:
     """Samples that carry a loss, by a key that is unique over ranks and iterations."""
     return {
-        _key(item, turn): sample
-        for item in scored
-        for turn, sample in samples_of(item, item.advantages, item.keep)
+        _key(episode, turn): sample
+        for episode in episodes
+        for turn, sample in samples_of(episode, episode.advantages, episode.keep)
         if sample.mask.any()
     }
 
 
 def admissible_entries(
-    scored: Iterable[Episode], samples: Mapping[str, Sample], has_tools: bool = True
+    episodes: Iterable[Episode], samples: Mapping[str, Sample], has_tools: bool = True
 ) -> list[ReplayEntry]:
     """Replay entries of the samples with a positive advantage (algorithm.md §3), put away together.
 
     Args:
-        scored: of one iteration.
+        episodes: of one iteration.
         samples: of these episodes, by the keys of :func:`fresh_samples`, with the log-probabilities to keep.
         has_tools: the task has tools: only episodes with at least one tool call are admitted.
     """
@@ -39,11 +39,11 @@ def admissible_entries(
         ReplayEntry(
             key=key,
             payload=store.add(sample),
-            reward=item.worth(sorted({int(turn) for turn in sample.turns[sample.mask]})),
+            reward=episode.worth(sorted({int(turn) for turn in sample.turns[sample.mask]})),
             advantage=sample.advantage,
-            iteration=item.iteration,
+            iteration=episode.iteration,
         )
-        for item, key, sample in _admissible(scored, samples, has_tools)
+        for episode, key, sample in _admissible(episodes, samples, has_tools)
     ]
     store.complete()
     return entries
@@ -51,17 +51,17 @@ def admissible_entries(
 
 def recalibrated(drawn: Sequence[ReplaySample]) -> dict[str, Sample]:
     """Samples of drawn entries, with recalibrated advantages Ã and the log-probabilities of when they were played."""
-    return {item.entry.key: item.entry.payload.with_advantage(item.advantage) for item in drawn}
+    return {found.entry.key: found.entry.payload.with_advantage(found.advantage) for found in drawn}
 
 
 def _admissible(
-    scored: Iterable[Episode], samples: Mapping[str, Sample], has_tools: bool
+    episodes: Iterable[Episode], samples: Mapping[str, Sample], has_tools: bool
 ) -> Iterator[tuple[Episode, str, Sample]]:
-    for item in scored:
-        for turn in range(len(item.turns)):
-            key = _key(item, turn)
-            if key in samples and is_admissible(samples[key].advantage, item.tool_calls, has_tools):
-                yield item, key, samples[key]
+    for episode in episodes:
+        for turn in range(len(episode.turns)):
+            key = _key(episode, turn)
+            if key in samples and is_admissible(samples[key].advantage, episode.tool_calls, has_tools):
+                yield episode, key, samples[key]
 
 
 def _key(episode: Episode, turn: int) -> str:
@@ -77,7 +77,7 @@ def remember(baseline: RewardBaseline, statistics: GroupStatistics) -> None:
 def draw_and_admit(
     replay: ReplayBuffer,
     baseline: RewardBaseline,
-    scored: Sequence[Episode],
+    episodes: Sequence[Episode],
     samples: Mapping[str, Sample],
     iteration: int,
     *,
@@ -90,7 +90,7 @@ def draw_and_admit(
     Args:
         replay: drawn from, and admitted to.
         baseline: that entries are judged by.
-        scored: this rank's episodes of the iteration. The schedule counts those in the batch.
+        episodes: this rank's episodes of the iteration. The schedule counts those in the batch.
         samples: made of them, as they are trained on.
         iteration: its number.
         seed: of the run.
@@ -100,7 +100,7 @@ def draw_and_admit(
     Returns:
         The replayed samples of this rank, with their recalibrated advantages, and metrics over all ranks.
     """
-    played = sum(item.samples for item in scored if item.in_batch)
+    played = sum(episode.samples for episode in episodes if episode.in_batch)
     drawn = replay.draw(
         iteration,
         baseline,
@@ -109,15 +109,15 @@ def draw_and_admit(
         normalize_std=normalize_std,
         gather=concatenate,
     )
-    replay.add(admissible_entries(scored, samples, has_tools), iteration, gather=concatenate)
+    replay.add(admissible_entries(episodes, samples, has_tools), iteration, gather=concatenate)
     return recalibrated(drawn), _metrics(replay, baseline, drawn, iteration)
 
 
 def _metrics(
     replay: ReplayBuffer, baseline: RewardBaseline, drawn: Sequence[ReplaySample], iteration: int
 ) -> dict[str, float]:
-    ages = [iteration - item.entry.iteration for item in drawn]
-    sizes = gather((len(replay), len(drawn), sum(ages), sum(item.advantage for item in drawn)))
+    ages = [iteration - found.entry.iteration for found in drawn]
+    sizes = gather((len(replay), len(drawn), sum(ages), sum(found.advantage for found in drawn)))
     size, used, age, advantage = np.sum(np.asarray(sizes, dtype=np.float64), axis=0)
     values = {"replay/size": size, "replay/used": used, "replay/p50": baseline.level}
     return values | ({"replay/age": age / used, "advantage/recalibrated": advantage / used} if used else {})

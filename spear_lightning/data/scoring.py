@@ -47,7 +47,7 @@ def score_episode(
     """Compose the reward of one episode and apply the quality filters to it, in place.
 
     In ``conversation`` context a filter takes out the whole episode; in ``stepwise`` context only the turns it applies
-    to (each turn is a training row of its own).
+    to (each turn is a sample of its own).
 
     Args:
         episode: as played, not aborted.
@@ -83,30 +83,30 @@ def score_episode(
     return episode
 
 
-def shares_filtered(scored: Sequence[Episode]) -> dict[str, float]:
+def shares_filtered(episodes: Sequence[Episode]) -> dict[str, float]:
     """Share of episodes that each quality filter has taken out of the loss, whole; the commonest filter first.
 
     Args:
-        scored: of one iteration.
+        episodes: of one iteration.
     """
-    hits = Counter(name for item in scored if not item.keep.any() for name in item.filters)
-    return {name: count / len(scored) for name, count in hits.most_common()}
+    hits = Counter(name for episode in episodes if not episode.keep.any() for name in episode.filters)
+    return {name: count / len(episodes) for name, count in hits.most_common()}
 
 
-def groups_with_signal(scored: Sequence[Episode]) -> set[int]:
+def groups_with_signal(episodes: Sequence[Episode]) -> set[int]:
     """Numbers of the groups, over all ranks, whose episodes did not all get the same R. Every rank must call it.
 
     Args:
-        scored: this rank's episodes, in whole groups.
+        episodes: this rank's episodes, in whole groups.
     """
     rewards: dict[int, list[float]] = {}
-    for item in scored:
-        rewards.setdefault(item.group, []).append(item.reward)
+    for episode in episodes:
+        rewards.setdefault(episode.group, []).append(episode.reward)
     return set(concatenate(group for group, values in rewards.items() if _deviation(values) > ZERO_DEVIATION))
 
 
 def estimate_advantages(
-    scored: Sequence[Episode], estimator: AdvantageEstimator, filters: QualityFilters, batch: int | None = None
+    episodes: Sequence[Episode], estimator: AdvantageEstimator, filters: QualityFilters, batch: int | None = None
 ) -> GroupStatistics:
     """Fill in group statistics, dropped groups and advantages, in place.
 
@@ -115,13 +115,13 @@ def estimate_advantages(
     mean penalty.
 
     Args:
-        scored: this rank's episodes.
+        episodes: this rank's episodes.
         estimator: GRPO, GiGPO, …
         filters: whose ``keep_share`` says how many groups stay.
         batch: B, where others were sought in place of groups whose episodes all got the same R: such groups are then
             dropped, and estimated apart from those that are learned from. ``None`` estimates all groups together.
     """
-    parts = gather([_Scores.of(item) for item in scored])
+    parts = gather([_Scores.of(episode) for episode in episodes])
     everything = sorted((row for part in parts for row in part), key=lambda row: (row.group, row.index))
     if not everything:
         return GroupStatistics.none()
@@ -142,13 +142,13 @@ def estimate_advantages(
             advantages = np.split(np.asarray(estimator(table), dtype=np.float64), np.cumsum(lengths)[:-1])
             of_episode.update(zip(((row.group, row.index) for row in rows), advantages, strict=True))
             deviations.update(zip(part, estimator.deviations(table), strict=True))
-    for item in scored:
-        group = item.group
-        item.advantages = of_episode[group, item.index][: len(item.turns)]
-        item.group_mean, item.group_std = means[group], stds[group]
-        item.group_kept, item.in_batch = group in kept, group in learned
-        if not item.group_kept:
-            item.keep = np.zeros_like(item.keep)
+    for episode in episodes:
+        group = episode.group
+        episode.advantages = of_episode[group, episode.index][: len(episode.turns)]
+        episode.group_mean, episode.group_std = means[group], stds[group]
+        episode.group_kept, episode.in_batch = group in kept, group in learned
+        if not episode.group_kept:
+            episode.keep = np.zeros_like(episode.keep)
     return GroupStatistics(
         means=np.array([means[group] for group in members]),
         deviations=np.array([deviations[group] for group in members], dtype=np.float64),
@@ -170,16 +170,16 @@ class _Scores:
     anchors: list[str]
 
     @classmethod
-    def of(cls, item: Episode) -> _Scores:
+    def of(cls, episode: Episode) -> _Scores:
         return cls(
-            group=item.group,
-            index=item.index,
-            context=item.context,
-            reward=item.reward,
-            worth=item.worth(),
-            penalties=item.penalties.tolist() or [0.0],
-            step_rewards=item.step_rewards.tolist() or [item.parts["outcome"]],
-            anchors=[_digest(turn.anchor) for turn in item.turns] or [""],
+            group=episode.group,
+            index=episode.index,
+            context=episode.context,
+            reward=episode.reward,
+            worth=episode.worth(),
+            penalties=episode.penalties.tolist() or [0.0],
+            step_rewards=episode.step_rewards.tolist() or [episode.parts["outcome"]],
+            anchors=[_digest(turn.anchor) for turn in episode.turns] or [""],
         )
 
 
