@@ -151,19 +151,3 @@ class Learner(PolicyOwner, Protocol):
 
     def record_counts(self, values: dict[str, float]) -> None:
         """Log numbers that hold for the whole run."""
-
-
-class Experience(Protocol):
-    """What the module knows of the data module.
-
-    Attributes:
-        seed: of the run.
-        tool_reward_weight: μ(t).
-    """
-
-    seed: int
-    tool_reward_weight: float
-
-    @property
-    def max_response_length(self) -> int:
-        """Most tokens that one training sample can carry a loss on."""
