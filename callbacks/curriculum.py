@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 
-from spear_lightning.algorithm.schedules import CosineDecay, CosineWarmup, Schedule
+from spear_lightning.algorithm import CosineDecay, CosineWarmup, Schedule
 from spear_lightning.callbacks.logs import log_iteration
 
 _DEFAULTS = {"imitation_warmup": 200, "tool_reward_decay": 200, "imitation_max": 1.0, "tool_reward_max": 1.0}
@@ -47,7 +47,7 @@ class CurriculumSchedule(Callback):
         tool_reward_max: :math:`\mu_{max}`, by default 1, for tasks whose success reward is not of the order of 10.
         imitation: another schedule for :math:`\gamma`, in place of ``imitation_warmup`` and ``imitation_max``.
         tool_reward: another schedule for :math:`\mu`, in place of ``tool_reward_decay`` and ``tool_reward_max``:
-            ``Constant`` and ``Zero`` of :mod:`spear_lightning.algorithm.schedules` are the paper's other two modes.
+            ``Constant`` and ``Zero`` of :mod:`spear_lightning.algorithm` are the paper's other two modes.
 
     Attributes:
         imitation: the schedule of :math:`\gamma`.

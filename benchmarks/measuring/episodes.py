@@ -11,9 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from spear_lightning.agents.base import AgentSession, Ids, Response
 from spear_lightning.agents.stepwise import StepwiseAgent
 from spear_lightning.agents.transcript import TranscriptAgent, TranscriptSession
-from spear_lightning.algorithm.estimators import GRPO
-from spear_lightning.algorithm.filters import QualityFilters
-from spear_lightning.algorithm.rewards import RewardComposer
+from spear_lightning.algorithm import GRPO, QualityFilters, RewardComposer
 from spear_lightning.data.admission import fresh_samples
 from spear_lightning.data.samples import Sample
 from spear_lightning.data.scoring import estimate_advantages, score_episode

@@ -11,7 +11,7 @@ import torch
 from lightning.fabric.utilities.optimizer import _optimizer_to_device
 from lightning.pytorch import Trainer
 
-from spear_lightning.algorithm.losses import PPOClip
+from spear_lightning.algorithm import PPOClip
 from spear_lightning.data.minibatches import IterationStream, Minibatch, StepPlan, build_minibatches
 from spear_lightning.data.samples import Sample
 from spear_lightning.policy.packing import Layout

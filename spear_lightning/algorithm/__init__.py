@@ -1,117 +1,61 @@
-"""SPEAR's mathematics: rewards, filters, advantages, objectives, schedules and replay. Needs torch and numpy only."""
+"""SPEAR's mathematics: rewards, filters, advantages, objectives, schedules and replay. Needs torch and numpy only.
 
-from spear_lightning.algorithm.advantages import (
-    discounted_returns,
-    gigpo,
-    group_moments,
-    grpo,
-    grpo_turns,
-    reinforce_plus_plus_baseline,
-    rloo,
-)
-from spear_lightning.algorithm.estimators import (
-    GRPO,
-    RLOO,
-    AdvantageEstimator,
-    GiGPO,
-    ReinforcePlusPlusBaseline,
-    TurnTable,
-)
-from spear_lightning.algorithm.filters import QualityFilters, is_repetitive, is_unreadable, keep_groups
-from spear_lightning.algorithm.losses import ClipCov, KLCov, PolicyLoss, PPOClip
-from spear_lightning.algorithm.objectives import (
-    AGGREGATIONS,
-    Aggregation,
-    TokenLoss,
-    aggregate,
-    aggregate_sum,
-    clip_cov,
-    covariance,
-    k3_kl,
-    kl_cov,
-    masked_mean,
-    normalizer,
-    ppo_clip,
-    truncated_importance_weights,
-)
-from spear_lightning.algorithm.replay import (
-    BaselineRecalibration,
-    Decay,
-    Drain,
-    Mix,
-    Recalibration,
-    ReplayBuffer,
-    ReplayEntry,
-    ReplaySample,
-    ReplaySchedule,
-    RewardBaseline,
-    is_admissible,
-)
-from spear_lightning.algorithm.rewards import RewardComposer, RewardParts, tool_reward
-from spear_lightning.algorithm.schedules import (
-    Constant,
-    CosineDecay,
-    CosineWarmup,
-    Schedule,
-    Zero,
-    cosine_decay,
-    cosine_warmup,
-)
+``import name as name`` says that a name is public; a test holds that every public name of the modules is here.
+"""
 
-__all__ = [
-    "AGGREGATIONS",
-    "GRPO",
-    "RLOO",
-    "AdvantageEstimator",
-    "Aggregation",
-    "BaselineRecalibration",
-    "ClipCov",
-    "Constant",
-    "CosineDecay",
-    "CosineWarmup",
-    "Decay",
-    "Drain",
-    "GiGPO",
-    "KLCov",
-    "Mix",
-    "PPOClip",
-    "PolicyLoss",
-    "QualityFilters",
-    "Recalibration",
-    "ReinforcePlusPlusBaseline",
-    "ReplayBuffer",
-    "ReplayEntry",
-    "ReplaySample",
-    "ReplaySchedule",
-    "RewardBaseline",
-    "RewardComposer",
-    "RewardParts",
-    "Schedule",
-    "TokenLoss",
-    "TurnTable",
-    "Zero",
-    "aggregate",
-    "aggregate_sum",
-    "clip_cov",
-    "cosine_decay",
-    "cosine_warmup",
-    "covariance",
-    "discounted_returns",
-    "gigpo",
-    "group_moments",
-    "grpo",
-    "grpo_turns",
-    "is_admissible",
-    "is_repetitive",
-    "is_unreadable",
-    "k3_kl",
-    "keep_groups",
-    "kl_cov",
-    "masked_mean",
-    "normalizer",
-    "ppo_clip",
-    "reinforce_plus_plus_baseline",
-    "rloo",
-    "tool_reward",
-    "truncated_importance_weights",
-]
+from spear_lightning.algorithm.advantages import GRPO as GRPO
+from spear_lightning.algorithm.advantages import RLOO as RLOO
+from spear_lightning.algorithm.advantages import AdvantageEstimator as AdvantageEstimator
+from spear_lightning.algorithm.advantages import GiGPO as GiGPO
+from spear_lightning.algorithm.advantages import GroupMoments as GroupMoments
+from spear_lightning.algorithm.advantages import ReinforcePlusPlusBaseline as ReinforcePlusPlusBaseline
+from spear_lightning.algorithm.advantages import TurnTable as TurnTable
+from spear_lightning.algorithm.advantages import discounted_returns as discounted_returns
+from spear_lightning.algorithm.advantages import gigpo as gigpo
+from spear_lightning.algorithm.advantages import group_moments as group_moments
+from spear_lightning.algorithm.advantages import grpo as grpo
+from spear_lightning.algorithm.advantages import grpo_turns as grpo_turns
+from spear_lightning.algorithm.aggregation import AGGREGATIONS as AGGREGATIONS
+from spear_lightning.algorithm.aggregation import Aggregation as Aggregation
+from spear_lightning.algorithm.aggregation import aggregate as aggregate
+from spear_lightning.algorithm.aggregation import aggregate_sum as aggregate_sum
+from spear_lightning.algorithm.aggregation import at_least_single as at_least_single
+from spear_lightning.algorithm.aggregation import masked_mean as masked_mean
+from spear_lightning.algorithm.aggregation import normalizer as normalizer
+from spear_lightning.algorithm.filters import ZERO_DEVIATION as ZERO_DEVIATION
+from spear_lightning.algorithm.filters import QualityFilters as QualityFilters
+from spear_lightning.algorithm.filters import is_repetitive as is_repetitive
+from spear_lightning.algorithm.filters import is_unreadable as is_unreadable
+from spear_lightning.algorithm.filters import keep_groups as keep_groups
+from spear_lightning.algorithm.objectives import ClipCov as ClipCov
+from spear_lightning.algorithm.objectives import KLCov as KLCov
+from spear_lightning.algorithm.objectives import PolicyLoss as PolicyLoss
+from spear_lightning.algorithm.objectives import PPOClip as PPOClip
+from spear_lightning.algorithm.objectives import TokenLoss as TokenLoss
+from spear_lightning.algorithm.objectives import clip_cov as clip_cov
+from spear_lightning.algorithm.objectives import covariance as covariance
+from spear_lightning.algorithm.objectives import k3_kl as k3_kl
+from spear_lightning.algorithm.objectives import kl_cov as kl_cov
+from spear_lightning.algorithm.objectives import ppo_clip as ppo_clip
+from spear_lightning.algorithm.objectives import truncated_importance_weights as truncated_importance_weights
+from spear_lightning.algorithm.replay import BaselineRecalibration as BaselineRecalibration
+from spear_lightning.algorithm.replay import Decay as Decay
+from spear_lightning.algorithm.replay import Drain as Drain
+from spear_lightning.algorithm.replay import Mix as Mix
+from spear_lightning.algorithm.replay import Recalibration as Recalibration
+from spear_lightning.algorithm.replay import ReplayBuffer as ReplayBuffer
+from spear_lightning.algorithm.replay import ReplayEntry as ReplayEntry
+from spear_lightning.algorithm.replay import ReplaySample as ReplaySample
+from spear_lightning.algorithm.replay import ReplaySchedule as ReplaySchedule
+from spear_lightning.algorithm.replay import RewardBaseline as RewardBaseline
+from spear_lightning.algorithm.replay import is_admissible as is_admissible
+from spear_lightning.algorithm.rewards import RewardComposer as RewardComposer
+from spear_lightning.algorithm.rewards import RewardParts as RewardParts
+from spear_lightning.algorithm.rewards import tool_reward as tool_reward
+from spear_lightning.algorithm.schedules import Constant as Constant
+from spear_lightning.algorithm.schedules import CosineDecay as CosineDecay
+from spear_lightning.algorithm.schedules import CosineWarmup as CosineWarmup
+from spear_lightning.algorithm.schedules import Schedule as Schedule
+from spear_lightning.algorithm.schedules import Zero as Zero
+from spear_lightning.algorithm.schedules import cosine_decay as cosine_decay
+from spear_lightning.algorithm.schedules import cosine_warmup as cosine_warmup

@@ -1,27 +1,36 @@
 """Advantages: how much better an episode, or a turn, did than its peers (§1.4).
 
-Pure functions. Rewards may be tensors, arrays or plain sequences (floats are then float64); group ids anything
-hashable. The result is a tensor of the rewards' precision.
+The functions are pure. Rewards may be tensors, arrays or plain sequences (floats are then float64); group ids anything
+hashable. The result is a tensor with one entry per row, of the rewards' precision. All raise ``ValueError`` where
+arguments differ in length, a penalty is negative or an option unknown. The classes are what a configuration names: all
+take a table with one row per turn, and a turn is worth its episode's reward less the turn's own penalty.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from typing_extensions import override
+
+from spear_lightning.utils.ranges import Fraction, in_range
 
 Values = Sequence[float] | npt.NDArray[Any] | Tensor
 Ids = Sequence[Hashable] | npt.NDArray[Any] | Tensor
-GiGPOMode = Literal["mean_norm", "mean_std_norm"]
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 Weighting = Literal["turn", "episode"]
+GiGPOMode = Literal["mean_norm", "mean_std_norm"]
 
 
 class GroupMoments(NamedTuple):
-    """Mean, sample standard deviation and size of each row's own group; each ``(rows,)``."""
+    """Mean, sample standard deviation (n−1; 0 of a group of one) and size of each row's own group; each ``(rows,)``."""
 
     mean: Tensor
     std: Tensor
@@ -29,20 +38,10 @@ class GroupMoments(NamedTuple):
 
 
 def group_moments(values: Values, groups: Ids) -> GroupMoments:
-    """Mean, sample standard deviation (n−1) and size of the group that each row belongs to.
+    """The moments of the group that each row of ``values`` belongs to; ``groups`` holds the rows' ids.
 
     Where all values of a group are equal, its mean is that value and its deviation 0, *exactly*: rounding must not turn
     a group without a signal into one with a tiny deviation, which the division by it would blow up.
-
-    Args:
-        values: ``(rows,)``.
-        groups: id of each row's group.
-
-    Returns:
-        One entry per row. The deviation of a group of one is 0.
-
-    Raises:
-        ValueError: ``values`` and ``groups`` differ in length.
     """
     x = _floats(values)
     codes, count = _codes(groups, len(x))
@@ -65,14 +64,9 @@ def grpo(rewards: Values, groups: Ids, *, normalize_std: bool = True, eps: float
         groups: id of each episode's group.
         normalize_std: divide by the group's sample standard deviation.
         eps: added to it.
-
-    Returns:
-        ``(episodes,)``.
-
-    Raises:
-        ValueError: the arguments differ in length.
     """
-    return _relative(rewards, groups, normalize_std=normalize_std, eps=eps)
+    x = _floats(rewards)
+    return _relative(x, group_moments(x, groups), normalize_std, eps)
 
 
 def grpo_turns(
@@ -87,7 +81,8 @@ def grpo_turns(
 ) -> Tensor:
     """GRPO over turns, as published: ``A_k = (s_k − mean)/(std + eps)`` with ``s_k = R − penalty_k``.
 
-    A penalty is paid by the turn in which it was incurred, and by no other.
+    A penalty is paid by the turn in which it was incurred, and by no other. A group of one turn (one episode) has
+    ``A = s``.
 
     Args:
         returns: reward R of the turn's episode without penalties, ``(turns,)``.
@@ -99,85 +94,36 @@ def grpo_turns(
             more (as published); ``episode`` over its episodes, of R. Where no R differs there is no deviation to divide
             by, and ``episode`` does not divide: a penalty alone must not be blown up to the size of a success.
         eps: added to the deviation.
-
-    Returns:
-        ``(turns,)``. A group of one turn (one episode) has ``A = s``.
-
-    Raises:
-        ValueError: the arguments differ in length, a penalty is negative, or ``weighting`` is unknown.
     """
     _check_option("grpo_turns", "weighting", weighting, ("turn", "episode"))
     totals, paid = _floats(returns), _floats(penalties)
     _check_rows("grpo_turns", "returns", totals, penalties=paid, groups=groups, episodes=episodes)
     if (paid < 0).any():
         raise ValueError(f"grpo_turns: penalties must not be negative, but one is {float(paid.min())}")
-    return _over_turns(
-        totals, totals - paid, groups, episodes, normalize_std=normalize_std, weighting=weighting, eps=eps
-    )
-
-
-def rloo(rewards: Values, groups: Ids) -> Tensor:
-    """RLOO, ``A = R − mean of the other episodes of the group``. A group of one has ``A = R``.
-
-    Args:
-        rewards: episode rewards, ``(episodes,)``.
-        groups: id of each episode's group.
-
-    Returns:
-        ``(episodes,)``.
-
-    Raises:
-        ValueError: the arguments differ in length.
-    """
-    x = _floats(rewards)
-    mean, _, size = group_moments(x, groups)
-    return torch.where(size > 1, (x - mean) * size / (size - 1).clamp(min=1), x)
-
-
-def reinforce_plus_plus_baseline(rewards: Values, groups: Ids, *, eps: float = 1e-6) -> Tensor:
-    """REINFORCE++ with the group mean as baseline: ``R − mean_G``, whitened over the whole batch.
-
-    The whitening is over the episodes *given*; where a batch is spread over ranks, give all of it. A group of one keeps
-    R before whitening, as in the other estimators. A batch without deviation is not divided.
-
-    Args:
-        rewards: episode rewards, ``(episodes,)``.
-        groups: id of each episode's group.
-        eps: added to the standard deviation of the batch.
-
-    Returns:
-        ``(episodes,)``.
-
-    Raises:
-        ValueError: the arguments differ in length.
-    """
-    centred = _relative(rewards, groups, normalize_std=False, eps=eps)
-    return _relative(centred, [0] * len(centred), normalize_std=True, eps=eps)
+    worth = totals - paid
+    if weighting == "turn":
+        return grpo(worth, groups, normalize_std=normalize_std, eps=eps)
+    listed = _as_list(groups)
+    codes, _ = _codes(list(zip(listed, _as_list(episodes), strict=True)), len(totals))
+    first = np.unique(codes.numpy(), return_index=True)[1].tolist()  # a row of each episode, in the order of codes
+    moments = group_moments(totals[first], [listed[row] for row in first])
+    of_turns = GroupMoments(*(moment[codes.to(worth.device)] for moment in moments))
+    return _relative(worth, of_turns, normalize_std, eps)
 
 
 def discounted_returns(step_rewards: Values, episodes: Ids, gamma: float) -> Tensor:
-    """Discounted return of each turn within its episode, ``Ret_k = Σ_{j≥k} γ^{j−k} r_j``.
+    """Discounted return of each turn within its episode, ``Ret_k = Σ_{j≥k} γ^{j−k} r_j``, ``(turns,)``.
 
-    Args:
-        step_rewards: reward of each turn, ``(turns,)``; the turns of an episode in order (others may lie between them).
-        episodes: id of each turn's episode.
-        gamma: γ.
-
-    Returns:
-        ``(turns,)``.
-
-    Raises:
-        ValueError: the arguments differ in length.
+    The turns of an episode must be in order; turns of others may lie between them.
     """
     rewards = _floats(step_rewards)
-    codes, count = _codes(episodes, len(rewards))
-    ahead = [0.0] * count  # Ret of the turn that follows, per episode, while walking backwards
-    returns = [0.0] * len(rewards)
-    pairs = list(zip(rewards.tolist(), codes.tolist(), strict=True))
-    for row in reversed(range(len(pairs))):
-        reward, episode = pairs[row]
-        ahead[episode] = returns[row] = reward + gamma * ahead[episode]
-    return torch.tensor(returns, dtype=rewards.dtype, device=rewards.device)
+    _check_rows("discounted_returns", "step_rewards", rewards, episodes=episodes)
+    returns: list[float] = []  # backwards
+    ahead: dict[Hashable, float] = {}  # Ret of the turn that follows, per episode
+    for reward, episode in reversed(list(zip(rewards.tolist(), _as_list(episodes), strict=True))):
+        ahead[episode] = reward + gamma * ahead.get(episode, 0.0)
+        returns.append(ahead[episode])
+    return torch.tensor(returns[::-1], dtype=rewards.dtype, device=rewards.device)
 
 
 def gigpo(
@@ -195,9 +141,9 @@ def gigpo(
 ) -> Tensor:
     """GiGPO, ``A = A_episode + w·A_step``; all inputs have one row per turn.
 
-    ``A_episode`` compares the episode's reward with its group. ``A_step`` compares the turn's discounted return with
-    those of all turns of the group that stand on the same anchor (the same state, in whichever episode); a turn that
-    stands there alone has nothing to compare with: 0.
+    ``A_episode`` compares the episode's reward with its group, as :func:`grpo_turns` does. ``A_step`` compares the
+    turn's discounted return with those of all turns of the group that stand on the same anchor (the same state, in
+    whichever episode); a turn that stands there alone has nothing to compare with: 0.
 
     Args:
         episode_returns: reward of the turn's episode, ``(turns,)``.
@@ -207,17 +153,9 @@ def gigpo(
         anchors: name of the state the turn starts from.
         mode: ``mean_norm`` subtracts the mean; ``mean_std_norm`` also divides by the deviation. Both levels alike.
         step_weight: w.
-        episode_weighting: ``turn`` takes the episode level's mean and deviation over turns, so that long episodes weigh
-            more (as the reference does); ``episode`` over episodes, as in :func:`grpo_turns`.
-        penalties: the turn's own, ``(turns,)``, taken off what the turn is worth at both levels, undiscounted; ``None``
-            for none, or where the returns are less them already.
+        episode_weighting: the ``weighting`` of :func:`grpo_turns` (the reference's is ``turn``).
+        penalties: the turn's own, ``(turns,)``, taken off what it is worth at both levels, undiscounted; ``None``: 0.
         eps: added to deviations.
-
-    Returns:
-        ``(turns,)``.
-
-    Raises:
-        ValueError: the arguments differ in length, or an option is unknown.
     """
     _check_option("gigpo", "mode", mode, ("mean_norm", "mean_std_norm"))
     _check_option("gigpo", "episode_weighting", episode_weighting, ("turn", "episode"))
@@ -226,44 +164,208 @@ def gigpo(
     rows = {"step_returns": steps, "groups": groups, "episodes": episodes, "anchors": anchors, "penalties": paid}
     _check_rows("gigpo", "episode_returns", totals, **rows)
     normalize = mode == "mean_std_norm"
-    episode_level = _over_turns(
-        totals, totals - paid, groups, episodes, normalize_std=normalize, weighting=episode_weighting, eps=eps
+    episode_level = grpo_turns(
+        totals, paid, groups, episodes, normalize_std=normalize, weighting=episode_weighting, eps=eps
     )
     steps = steps - paid
-    peers = list(zip(_as_list(groups), _as_list(anchors), strict=True))
-    mean, std, size = group_moments(steps, peers)
-    step_level = (steps - mean) / (std + eps) if normalize else steps - mean
-    return episode_level + step_weight * torch.where(size > 1, step_level, 0.0)
+    peers = group_moments(steps, list(zip(_as_list(groups), _as_list(anchors), strict=True)))
+    step_level = torch.where(peers.size > 1, _relative(steps, peers, normalize, eps), 0.0)
+    return episode_level + step_weight * step_level
 
 
-def _over_turns(
-    returns: Tensor,
-    worth: Tensor,
-    groups: Ids,
-    episodes: Ids,
-    *,
-    normalize_std: bool,
-    weighting: Weighting,
-    eps: float,
-) -> Tensor:
-    """What each turn is worth against the moments of its group, over turns (of ``worth``) or episodes (``returns``)."""
-    if weighting == "turn":
-        return _relative(worth, groups, normalize_std=normalize_std, eps=eps)
-    listed = _as_list(groups)
-    codes, _ = _codes(list(zip(listed, _as_list(episodes), strict=True)), len(returns))
-    first = np.unique(codes.numpy(), return_index=True)[1].tolist()  # a row of each episode, in the order of codes
-    moments = group_moments(returns[first], [listed[row] for row in first])
-    mean, std, size = (moment[codes.to(worth.device)] for moment in moments)
-    divisor = torch.where(std > 0, std + eps, 1.0) if normalize_std else torch.ones_like(std)
-    return torch.where(size > 1, (worth - mean) / divisor, worth)
+# --- the estimators that a configuration names ------------------------------------------------------------------------
 
 
-def _relative(values: Values, groups: Ids, *, normalize_std: bool, eps: float) -> Tensor:
-    """Each value against its group; a group of one keeps its value."""
-    x = _floats(values)
-    mean, std, size = group_moments(x, groups)
-    relative = (x - mean) / (std + eps) if normalize_std else x - mean
-    return torch.where(size > 1, relative, x)
+@dataclass(frozen=True, eq=False)
+class TurnTable:
+    """The turns of a whole rollout batch, one row each; on several ranks, of all ranks.
+
+    Attributes:
+        returns: reward R of the turn's episode, penalties not taken off, float64 ``(turns,)``.
+        penalties: of the turn itself, not negative, float64 ``(turns,)``.
+        step_rewards: the environment's own reward of the turn, which GiGPO discounts, float64 ``(turns,)``.
+        groups: number of the turn's group (task), int ``(turns,)``.
+        episodes: number of the turn's episode, unique in the table, int ``(turns,)``; turns of an episode in order.
+        anchors: name of the state each turn starts from; only GiGPO looks at it.
+        samples: what is a training sample of its own, each ``turn`` (step-wise context) or each ``episode``
+            (conversation context). With one sample an episode, baselines are over episodes, whatever their weighting.
+    """
+
+    returns: FloatArray
+    penalties: FloatArray
+    step_rewards: FloatArray
+    groups: IntArray
+    episodes: IntArray
+    anchors: Sequence[str]
+    samples: Weighting = "turn"
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(column) for name, column in vars(self).items() if name != "samples"}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"a turn table needs one row per turn in every column: {lengths}")
+
+    def weighting(self, wanted: Weighting) -> Weighting:
+        """What a baseline is taken over."""
+        return wanted if self.samples == "turn" else "episode"
+
+    def per_episode(self) -> tuple[FloatArray, IntArray, IntArray]:
+        """R and group of each episode, and the number of each turn's episode in them."""
+        _, first, episode = np.unique(self.episodes, return_index=True, return_inverse=True)
+        return np.asarray(self.returns, dtype=np.float64)[first], self.groups[first], episode
+
+
+class AdvantageEstimator(ABC):
+    """Turns rewards into advantages."""
+
+    @property
+    def normalizes_std(self) -> bool:
+        """Whether advantages are divided by a standard deviation; then :meth:`deviations` says by which."""
+        return False
+
+    @abstractmethod
+    def __call__(self, table: TurnTable) -> FloatArray:
+        """The advantage of each turn, float64 ``(turns,)``."""
+
+    def deviations(self, table: TurnTable) -> FloatArray:
+        """What the advantages of each group, in ascending order of its number, are divided by, ``(groups,)``.
+
+        Replay divides recalibrated advantages by the median of these, so that they are on the scale of fresh ones.
+        """
+        return np.ones(len(np.unique(table.groups)))
+
+
+@dataclass(frozen=True)
+class GRPO(AdvantageEstimator):
+    """Group-relative advantage (:func:`grpo_turns`); without the division it is Dr.GRPO.
+
+    Args:
+        normalize_std: divide by the group's standard deviation.
+        weighting: mean and deviation over each ``turn`` (long episodes weigh more, as published) or ``episode``.
+        eps: added to the deviation.
+    """
+
+    normalize_std: bool = True
+    weighting: Weighting = "turn"
+    eps: float = 1e-6
+
+    @property
+    @override
+    def normalizes_std(self) -> bool:
+        return self.normalize_std
+
+    @override
+    def __call__(self, table: TurnTable) -> FloatArray:
+        rows = (table.returns, table.penalties, table.groups, table.episodes)
+        weighting = table.weighting(self.weighting)
+        return grpo_turns(*rows, normalize_std=self.normalize_std, weighting=weighting, eps=self.eps).numpy()
+
+    @override
+    def deviations(self, table: TurnTable) -> FloatArray:
+        return _deviations(table, self.weighting) if self.normalize_std else super().deviations(table)
+
+
+@dataclass(frozen=True)
+class RLOO(AdvantageEstimator):
+    """Leave-one-out: R less the mean R of the group's other episodes (0 if there are none), less the penalty."""
+
+    @override
+    def __call__(self, table: TurnTable) -> FloatArray:
+        rewards, groups, episode = table.per_episode()
+        x = torch.from_numpy(rewards)
+        mean, _, size = group_moments(x, groups)
+        advantages = torch.where(size > 1, (x - mean) * size / (size - 1).clamp(min=1), x)
+        return advantages.numpy()[episode] - table.penalties
+
+
+@dataclass(frozen=True)
+class ReinforcePlusPlusBaseline(AdvantageEstimator):
+    """REINFORCE++ with the group mean as baseline: ``R − mean_G``, whitened over the episodes of the whole batch.
+
+    Penalties are divided likewise. All ranks must be in the table. A group of one keeps R before whitening, and a batch
+    without deviation is not divided.
+
+    Args:
+        eps: added to the standard deviation of the batch.
+    """
+
+    eps: float = 1e-6
+    normalizes_std = True
+
+    @override
+    def __call__(self, table: TurnTable) -> FloatArray:
+        centred, std, episode = self._centred(table)
+        whitened = grpo(centred, [0] * len(centred), eps=self.eps).numpy()
+        return whitened[episode] - table.penalties / (std or 1.0)
+
+    @override
+    def deviations(self, table: TurnTable) -> FloatArray:
+        return super().deviations(table) * self._centred(table)[1]
+
+    def _centred(self, table: TurnTable) -> tuple[Tensor, float, IntArray]:
+        """``R − mean_G`` of each episode, their standard deviation, and the number of each turn's episode in them."""
+        rewards, groups, episode = table.per_episode()
+        centred = grpo(rewards, groups, normalize_std=False)
+        return centred, float(group_moments(centred, [0] * len(centred)).std[0]), episode
+
+
+@in_range
+@dataclass(frozen=True)
+class GiGPO(AdvantageEstimator):
+    """Group-in-group advantage (:func:`gigpo`).
+
+    Args:
+        gamma: γ of the discounted step returns, in [0, 1].
+        mode: ``mean_norm``, or ``mean_std_norm`` to divide by standard deviations as well.
+        step_weight: w, weight of the step level.
+        episode_weighting: ``turn`` (long episodes weigh more in the baseline, as in the reference) or ``episode``.
+        eps: added to standard deviations.
+    """
+
+    gamma: Fraction = 0.95
+    mode: GiGPOMode = "mean_norm"
+    step_weight: float = 1.0
+    episode_weighting: Weighting = "turn"
+    eps: float = 1e-6
+
+    @property
+    @override
+    def normalizes_std(self) -> bool:
+        return self.mode == "mean_std_norm"
+
+    @override
+    def __call__(self, table: TurnTable) -> FloatArray:
+        steps = discounted_returns(table.step_rewards, table.episodes, self.gamma)
+        return gigpo(
+            table.returns,
+            steps,
+            table.groups,
+            table.episodes,
+            table.anchors,
+            mode=self.mode,
+            step_weight=self.step_weight,
+            episode_weighting=table.weighting(self.episode_weighting),
+            penalties=table.penalties,
+            eps=self.eps,
+        ).numpy()
+
+    @override
+    def deviations(self, table: TurnTable) -> FloatArray:
+        return _deviations(table, self.episode_weighting) if self.normalizes_std else super().deviations(table)
+
+
+def _deviations(table: TurnTable, weighting: Weighting) -> FloatArray:
+    """Sample standard deviation of each group: over its turns, of what they are worth; or over its episodes, of R."""
+    values, groups = table.returns - table.penalties, table.groups
+    if table.weighting(weighting) == "episode":
+        values, groups, _ = table.per_episode()
+    first = np.unique(groups, return_index=True)[1]
+    return group_moments(values, groups).std.numpy()[first]
+
+
+def _relative(x: Tensor, of: GroupMoments, normalize_std: bool, eps: float) -> Tensor:
+    """``x`` against its group: not divided where there is no deviation; what is alone keeps its value."""
+    divisor = torch.where(of.std > 0, of.std + eps, 1.0) if normalize_std else torch.ones_like(of.std)
+    return torch.where(of.size > 1, (x - of.mean) / divisor, x)
 
 
 def _floats(values: Values) -> Tensor:

@@ -7,18 +7,13 @@ pieces, divided by :func:`normalizer` of the whole, is :func:`aggregate` of the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 Aggregation = Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
-AGGREGATIONS: tuple[Aggregation, ...] = (
-    "token-mean",
-    "seq-mean-token-sum",
-    "seq-mean-token-mean",
-    "seq-mean-token-sum-norm",
-)
+AGGREGATIONS: tuple[Aggregation, ...] = get_args(Aggregation)
 
 TINY = 1e-8
 
@@ -71,17 +66,13 @@ def aggregate(loss: Tensor, mask: Tensor, mode: Aggregation, max_length: int | N
     return total / normalizer([mask], mode, length).to(total.dtype)
 
 
-def aggregate_sum(loss: Tensor, mask: Tensor, mode: Aggregation, max_length: int | None = None) -> Tensor:
-    """What one micro-batch contributes to the aggregate of the minibatch it was cut from, before normalisation.
-
-    Summed over any cut of a minibatch into micro-batches (and over ranks), then divided by :func:`normalizer` of the
-    whole minibatch, this is :func:`aggregate` of the whole minibatch; so is its gradient.
+def aggregate_sum(loss: Tensor, mask: Tensor, mode: Aggregation) -> Tensor:
+    """What one micro-batch contributes to the aggregate of its minibatch, before the division by :func:`normalizer`.
 
     Args:
         loss: ``(batch, tokens)``.
         mask: 0/1, ``(batch, tokens)``.
         mode: as in :func:`aggregate`.
-        max_length: taken so that both halves have the same arguments; ``L`` is part of the normaliser.
 
     Returns:
         Scalar.
@@ -89,14 +80,17 @@ def aggregate_sum(loss: Tensor, mask: Tensor, mode: Aggregation, max_length: int
     Raises:
         ValueError: unknown ``mode``.
     """
+    _check(mode)
     loss = at_least_single(loss)
     inside = mask != 0
-    per_sequence = torch.where(inside, loss, 0.0).sum(-1)
-    return (per_sequence * _scheme(mode).weight(inside.sum(-1).to(loss.dtype))).sum()
+    sums = torch.where(inside, loss, 0.0).sum(-1)
+    if mode == "seq-mean-token-mean":
+        sums = sums * (1 / (inside.sum(-1).to(loss.dtype) + TINY))
+    return sums.sum()
 
 
 def normalizer(
-    masks: Sequence[Tensor] | Tensor,
+    masks: Sequence[Tensor],
     mode: Aggregation,
     max_length: int | None = None,
     *,
@@ -117,43 +111,18 @@ def normalizer(
         ValueError: unknown ``mode``; ``max_length`` below 1, or not given where it is needed: micro-batches are padded
             to widths of their own, so none of them can stand for ``L``.
     """
-    scheme = _scheme(mode)
+    _check(mode)
     if mode == "seq-mean-token-sum-norm" and max_length is None:
         raise ValueError("aggregation seq-mean-token-sum-norm needs max_length: set it to the longest response allowed")
     if max_length is not None and max_length < 1:
         raise ValueError(f"max_length must be at least 1, not {max_length}")
-    parts = [masks] if isinstance(masks, Tensor) else list(masks)
-    lengths = [(mask != 0).sum(-1).reshape(-1) for mask in parts] or [torch.zeros(0, dtype=torch.long)]
-    return scheme.divisor(reduce(scheme.tally(torch.cat(lengths)).double()), max_length or 0)
+    lengths = torch.cat([(mask != 0).sum(-1).reshape(-1) for mask in masks] or [torch.zeros(0, dtype=torch.long)])
+    count = reduce((lengths if mode == "token-mean" else lengths > 0).sum().double())
+    if mode == "token-mean":
+        return count + TINY
+    return torch.full_like(count, max_length or 0) if mode.endswith("-norm") else count.clamp(min=1)
 
 
-class _Scheme(NamedTuple):
-    """An aggregation as data: ``Σ_seq weight(n)·Σ_tok loss / divisor(tally(n), L)``, n tokens in each sequence."""
-
-    weight: Callable[[Tensor], Tensor]
-    tally: Callable[[Tensor], Tensor]
-    divisor: Callable[[Tensor, int], Tensor]
-
-
-def _sequences(lengths: Tensor) -> Tensor:
-    return (lengths > 0).sum()
-
-
-def _one(lengths: Tensor) -> Tensor:
-    return torch.ones_like(lengths)
-
-
-_SCHEMES: dict[str, _Scheme] = {
-    "token-mean": _Scheme(_one, torch.sum, lambda tokens, _: tokens + TINY),
-    "seq-mean-token-sum": _Scheme(_one, _sequences, lambda sequences, _: sequences.clamp(min=1)),
-    "seq-mean-token-mean": _Scheme(
-        lambda lengths: 1 / (lengths + TINY), _sequences, lambda sequences, _: sequences.clamp(min=1)
-    ),
-    "seq-mean-token-sum-norm": _Scheme(_one, torch.sum, lambda tokens, length: torch.full_like(tokens, length)),
-}
-
-
-def _scheme(mode: str) -> _Scheme:
-    if mode not in _SCHEMES:
-        raise ValueError(f"unknown aggregation {mode!r}: use one of {', '.join(_SCHEMES)}")
-    return _SCHEMES[mode]
+def _check(mode: str) -> None:
+    if mode not in AGGREGATIONS:
+        raise ValueError(f"unknown aggregation {mode!r}: use one of {', '.join(AGGREGATIONS)}")

@@ -11,6 +11,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from spear_lightning.utils.ranges import Share, in_range
+
 # Rewards are of order 0.01 at least, so a smaller deviation than this is rounding.
 ZERO_DEVIATION = 1e-9
 
@@ -92,6 +94,7 @@ def keep_groups(
     return {group for std, group in ranked[:quota] if std > ZERO_DEVIATION}
 
 
+@in_range
 @dataclass(frozen=True)
 class QualityFilters:
     """Which turns are taken out of the loss, and which share of groups is learned from.
@@ -102,25 +105,13 @@ class QualityFilters:
         repetitive: see :func:`is_repetitive`.
         unreadable: see :func:`is_unreadable`.
         keep_share: ρ, see :func:`keep_groups`; 1 keeps every group that has a deviation.
-
-    Raises:
-        ValueError: ``keep_share`` out of range.
     """
 
     overlong: bool = True
     incomplete: bool = True
     repetitive: bool = True
     unreadable: bool = True
-    keep_share: float = 0.75
-
-    def __post_init__(self) -> None:
-        if not 0 < self.keep_share <= 1:
-            raise ValueError(f"QualityFilters.keep_share must be in (0, 1], not {self.keep_share}")
-
-    @classmethod
-    def off(cls) -> QualityFilters:
-        """No filter, every group (that has a deviation)."""
-        return cls(overlong=False, incomplete=False, repetitive=False, unreadable=False, keep_share=1.0)
+    keep_share: Share = 0.75
 
     def hits(
         self,

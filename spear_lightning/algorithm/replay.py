@@ -1,43 +1,43 @@
-"""Self-imitation: the buffer of own successes, and when how many of them are replayed (§3)."""
+"""Self-imitation (§3): the buffer of own successes, what they are worth now, and when how many of them are replayed."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal
 
-from spear_lightning.algorithm.recalibration import (
-    BaselineRecalibration,
-    Decay,
-    Recalibration,
-    ReplayEntry,
-    RewardBaseline,
-)
+import numpy as np
+from annotated_types import Ge, Le
+from typing_extensions import override
+
+from spear_lightning.algorithm.filters import ZERO_DEVIATION
 from spear_lightning.utils.randomness import stream_seed
-
-__all__ = [
-    "BaselineRecalibration",
-    "Decay",
-    "Drain",
-    "Gather",
-    "Mix",
-    "Recalibration",
-    "ReplayBuffer",
-    "ReplayEntry",
-    "ReplaySample",
-    "ReplaySchedule",
-    "RewardBaseline",
-    "is_admissible",
-]
+from spear_lightning.utils.ranges import Above0, Positive, Share, in_range
 
 Gather = Callable[[list[float]], list[float]]
 """Concatenates a list over all ranks, in the same order on each, in double precision. Every rank must call it."""
 
 
-def _alone(values: list[float]) -> list[float]:
-    return values
+@dataclass(frozen=True)
+class ReplayEntry:
+    """One success: an episode, or a turn of one.
+
+    Attributes:
+        key: unique name over all ranks and iterations, for example ``"iteration/task/index/turn"``.
+        payload: what is trained on; opaque here, saved as it is.
+        reward: what it was worth when it was played: R less the penalty of its turns (their mean).
+        advantage: A when it was played.
+        iteration: t when it was played.
+    """
+
+    key: str
+    payload: Any
+    reward: float
+    advantage: float
+    iteration: int
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,123 @@ def is_admissible(advantage: float, tool_calls: int, has_tools: bool) -> bool:
     return advantage > 0 and (tool_calls > 0 or not has_tools)
 
 
+# --- what a past success is worth now ---------------------------------------------------------------------------------
+
+
+@in_range
+class RewardBaseline:
+    """What is usual by now: a percentile of recent groups' mean rewards (P50), first in, first out.
+
+    On several ranks, give each the values of all ranks: they must agree.
+
+    Args:
+        capacity: number of groups remembered.
+        percentile: of the mean rewards that a success must exceed to be replayed; 50 is the median.
+        groups: which groups enter: ``all``, or those ``kept`` by the group filter (as published).
+        current: whether an iteration's groups enter before it draws from replay; published: after.
+    """
+
+    def __init__(
+        self,
+        capacity: Positive = 10240,
+        percentile: Annotated[float, Ge(0), Le(100)] = 50.0,
+        groups: Literal["all", "kept"] = "all",
+        current: bool = True,
+    ) -> None:
+        self.capacity, self.percentile = capacity, percentile
+        self.groups, self.current = groups, current
+        self._means: deque[float] = deque(maxlen=capacity)
+        self._stds: deque[float] = deque(maxlen=capacity)
+
+    def __len__(self) -> int:
+        return len(self._means)
+
+    def update(self, group_means: Iterable[float], group_stds: Iterable[float] | None = None) -> None:
+        """Remember the groups of an iteration.
+
+        Args:
+            group_means: mean reward of each group.
+            group_stds: what the advantages of each group were divided by.
+        """
+        self._means.extend(map(float, group_means))
+        if group_stds is not None:
+            self._stds.extend(map(float, group_stds))
+
+    @property
+    def median(self) -> float:
+        """The median of the mean rewards; 0 before the first update."""
+        return self._percentile(50.0)
+
+    @property
+    def level(self) -> float:
+        """The configured percentile of the mean rewards; 0 before the first update."""
+        return self._percentile(self.percentile)
+
+    def _percentile(self, percentile: float) -> float:
+        return float(np.percentile(self._means, percentile)) if self._means else 0.0
+
+    @property
+    def std_median(self) -> float:
+        """Median of the deviations *of groups that have one*; 1 if there is none.
+
+        Where most groups fail throughout, the median over all groups would be 0, and dividing by it would make replayed
+        advantages a million times too large.
+        """
+        positive = [std for std in self._stds if std > ZERO_DEVIATION]
+        return float(np.median(positive)) if positive else 1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain lists of floats."""
+        return {"means": list(self._means), "stds": list(self._stds)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a saved state; what exceeds this capacity is forgotten, oldest first."""
+        self._means = deque(state["means"], maxlen=self.capacity)
+        self._stds = deque(state["stds"], maxlen=self.capacity)
+
+
+class Recalibration(ABC):
+    """Gives a past success its advantage of today."""
+
+    @abstractmethod
+    def __call__(self, entry: ReplayEntry, baseline: RewardBaseline, normalize_std: bool) -> float:
+        """Ã of ``entry``; only entries with Ã > 0 are replayed, unless the buffer's ``filter_outgrown`` is off."""
+
+
+@dataclass(frozen=True)
+class BaselineRecalibration(Recalibration):
+    """``Ã = R − P50``, over the median deviation where advantages are normalised: what is usual by now is dropped.
+
+    Args:
+        normalize_std: divide by the median of what fresh advantages were divided by; ``None`` does where they are
+            divided. (Published: not with GiGPO, though it divides fresh ones.)
+    """
+
+    normalize_std: bool | None = None
+
+    @override
+    def __call__(self, entry: ReplayEntry, baseline: RewardBaseline, normalize_std: bool) -> float:
+        excess = entry.reward - baseline.level
+        divide = normalize_std if self.normalize_std is None else self.normalize_std
+        return excess / baseline.std_median if divide else excess
+
+
+@in_range
+@dataclass(frozen=True)
+class Decay(Recalibration):
+    """``Ã = d·A``: the old advantage, weakened.
+
+    Args:
+        factor: d, in (0, 1].
+    """
+
+    factor: Share = 1.0
+
+    @override
+    def __call__(self, entry: ReplayEntry, baseline: RewardBaseline, normalize_std: bool) -> float:
+        return self.factor * entry.advantage
+
+
 # --- schedules: when and how much is replayed -------------------------------------------------------------------------
 
 
@@ -72,15 +189,16 @@ class ReplaySchedule(ABC):
     def quota(self, usable: int, capacity: int, fresh: int) -> int:
         """Entries to draw, given those usable, the buffer's capacity and the fresh ones of the iteration (B·G)."""
 
-    @abstractmethod
     def limit(self, capacity: int) -> int:
         """Entries the buffer may hold."""
+        return capacity
 
     def needs(self, capacity: int) -> int:
         """Usable entries that it waits for before it replays any."""
         return 1
 
 
+@in_range
 @dataclass(frozen=True)
 class Drain(ReplaySchedule):
     """Wait until ``ready·capacity`` entries are usable, replay up to ``capacity`` of them, then start afresh.
@@ -90,63 +208,47 @@ class Drain(ReplaySchedule):
 
     Args:
         ready: share of the capacity that must be usable; above 0.
-
-    Raises:
-        ValueError: ``ready`` is not above 0.
     """
 
-    ready: float = 1.5
+    ready: Above0 = 1.5
 
     empties = True
 
-    def __post_init__(self) -> None:
-        if self.ready <= 0:
-            raise ValueError(f"Drain.ready must be above 0, not {self.ready}")
-
+    @override
     def quota(self, usable: int, capacity: int, fresh: int) -> int:
-        """See :class:`ReplaySchedule`."""
         return min(usable, capacity) if usable >= self.needs(capacity) else 0
 
+    @override
     def limit(self, capacity: int) -> int:
-        """See :class:`ReplaySchedule`."""
         return max(capacity, 2 * self.needs(capacity))
 
+    @override
     def needs(self, capacity: int) -> int:
-        """See :class:`ReplaySchedule`."""
         return math.ceil(self.ready * capacity)
 
 
+@in_range
 @dataclass(frozen=True)
 class Mix(ReplaySchedule):
     """Replay ``ratio·B·G`` entries in every iteration and keep them: each optimizer step sees fresh and replayed data.
 
     Args:
         ratio: entries replayed per fresh episode; above 0.
-
-    Raises:
-        ValueError: ``ratio`` is not above 0.
     """
 
-    ratio: float = 0.25
+    ratio: Above0 = 0.25
 
     empties = False
 
-    def __post_init__(self) -> None:
-        if self.ratio <= 0:
-            raise ValueError(f"Mix.ratio must be above 0, not {self.ratio}")
-
+    @override
     def quota(self, usable: int, capacity: int, fresh: int) -> int:
-        """See :class:`ReplaySchedule`."""
         return min(usable, max(1, int(self.ratio * fresh)))
-
-    def limit(self, capacity: int) -> int:
-        """See :class:`ReplaySchedule`."""
-        return capacity
 
 
 # --- the buffer -------------------------------------------------------------------------------------------------------
 
 
+@in_range
 class ReplayBuffer:
     """Own successes of the last few iterations.
 
@@ -161,9 +263,6 @@ class ReplayBuffer:
         filter_outgrown: leave out entries with Ã ≤ 0 (published). Without it they are replayed too, and the policy is
             pushed away from what used to be better than usual.
 
-    Raises:
-        ValueError: ``capacity`` or ``max_age`` below 1.
-
     Example:
         >>> buffer, baseline = ReplayBuffer(schedule=Mix(ratio=0.5)), RewardBaseline()
         >>> baseline.update([2.0, 4.0])
@@ -175,27 +274,23 @@ class ReplayBuffer:
 
     def __init__(
         self,
-        capacity: int = 2048,
-        max_age: int = 5,
+        capacity: Positive = 2048,
+        max_age: Positive = 5,
         schedule: ReplaySchedule | None = None,
         recalibration: Recalibration | None = None,
         filter_outgrown: bool = True,
     ) -> None:
-        for key, value in (("capacity", capacity), ("max_age", max_age)):
-            if value < 1:
-                raise ValueError(f"ReplayBuffer.{key} must be at least 1, not {value}")
         self.capacity = capacity
         self.max_age = max_age
         self.schedule = schedule or Mix()
         self.recalibration = recalibration or BaselineRecalibration()
         self.filter_outgrown = filter_outgrown
         self._entries: dict[str, ReplayEntry] = {}
-        self._uses: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def add(self, entries: Iterable[ReplayEntry], iteration: int, *, gather: Gather = _alone) -> int:
+    def add(self, entries: Iterable[ReplayEntry], iteration: int, *, gather: Gather = list) -> int:
         """Admit the successes of an iteration, then drop what is too old or too much.
 
         Args:
@@ -207,9 +302,8 @@ class ReplayBuffer:
             Number of entries admitted on this rank.
         """
         admitted = [entry for entry in entries if entry.advantage > 0]
-        for entry in admitted:
-            self._entries[entry.key] = entry
-        self._expire(iteration)
+        self._entries |= {entry.key: entry for entry in admitted}
+        self._entries = self._young(iteration)
         self._shrink(gather)
         return len(admitted)
 
@@ -221,7 +315,7 @@ class ReplayBuffer:
             baseline: what recalibration measures against.
             normalize_std: whether fresh advantages are divided by a standard deviation.
         """
-        young = (entry for entry in self._entries.values() if iteration - entry.iteration <= self.max_age)
+        young = self._young(iteration).values()
         judged = (ReplaySample(entry, self.recalibration(entry, baseline, normalize_std)) for entry in young)
         return [drawn for drawn in judged if drawn.advantage > 0 or not self.filter_outgrown]
 
@@ -233,7 +327,7 @@ class ReplayBuffer:
         seed: int,
         fresh: int,
         normalize_std: bool = False,
-        gather: Gather = _alone,
+        gather: Gather = list,
     ) -> list[ReplaySample]:
         """Draw uniformly, without replacement, what this iteration replays.
 
@@ -251,70 +345,33 @@ class ReplayBuffer:
         Returns:
             The drawn entries that this rank holds, in order of their numbers; empty if the schedule says not yet.
         """
-        self._expire(iteration)
-        numbered = sorted(
-            (
-                (_number("replay", seed, iteration, drawn.entry.key), drawn)
-                for drawn in self.usable(iteration, baseline, normalize_std)
-            ),
-            key=lambda pair: pair[0],
-        )
+        self._entries = self._young(iteration)
+        usable = self.usable(iteration, baseline, normalize_std)
+        numbered = [(_number("replay", seed, iteration, one.entry.key), one) for one in usable]
+        numbered.sort(key=lambda pair: pair[0])
         everywhere = sorted(gather([number for number, _ in numbered]))
         quota = min(self.schedule.quota(len(everywhere), self.capacity, fresh), len(everywhere))
         if quota == 0:
             return []
         drawn = [one for number, one in numbered if number <= everywhere[quota - 1]]
         if self.schedule.empties:
-            self.clear()
-        else:
-            for one in drawn:
-                self._uses[one.entry.key] = self._uses.get(one.entry.key, 0) + 1
+            self._entries = {}
         return drawn
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._entries.clear()
-        self._uses.clear()
-
-    def statistics(self, iteration: int) -> dict[str, float]:
-        """Of this rank: ``size``, mean ``age`` in iterations, and ``uses``, the mean number of draws of an entry."""
-        size = len(self)
-        ages = sum(iteration - entry.iteration for entry in self._entries.values())
-        return {
-            "size": float(size),
-            "age": ages / size if size else 0.0,
-            "uses": sum(self._uses.values()) / size if size else 0.0,
-        }
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types, and the payloads as they are."""
-        return {
-            "entries": [
-                {
-                    "key": entry.key,
-                    "payload": entry.payload,
-                    "reward": float(entry.reward),
-                    "advantage": float(entry.advantage),
-                    "iteration": int(entry.iteration),
-                    "uses": self._uses.get(entry.key, 0),
-                }
-                for entry in self._entries.values()
-            ]
-        }
+        numbers = ("reward", "advantage")  # may be numpy's
+        entries = self._entries.values()
+        return {"entries": [vars(one) | {name: float(getattr(one, name)) for name in numbers} for one in entries]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a saved state; capacity, age limit and schedule stay as configured."""
-        self.clear()
-        for saved in state["entries"]:
-            fields = dict(saved)
-            uses = fields.pop("uses")
-            entry = ReplayEntry(**fields)
-            self._entries[entry.key] = entry
-            if uses:
-                self._uses[entry.key] = uses
+        names = [field.name for field in fields(ReplayEntry)]  # older checkpoints hold more
+        entries = (ReplayEntry(**{name: saved[name] for name in names}) for saved in state["entries"])
+        self._entries = {entry.key: entry for entry in entries}
 
-    def _expire(self, iteration: int) -> None:
-        self._keep(lambda entry: iteration - entry.iteration <= self.max_age)
+    def _young(self, iteration: int) -> dict[str, ReplayEntry]:
+        return {key: entry for key, entry in self._entries.items() if iteration - entry.iteration <= self.max_age}
 
     def _shrink(self, gather: Gather) -> None:
         """Keep the youngest; among equals a hash of the key decides, so that it does not matter who holds them."""
@@ -323,11 +380,7 @@ class ReplayBuffer:
         limit = self.schedule.limit(self.capacity)
         if len(iterations) > limit:
             last = sorted(zip(iterations, ties, strict=True), reverse=True)[limit - 1]
-            self._keep(lambda entry: rank[entry.key] >= last)
-
-    def _keep(self, wanted: Callable[[ReplayEntry], bool]) -> None:
-        self._entries = {key: entry for key, entry in self._entries.items() if wanted(entry)}
-        self._uses = {key: uses for key, uses in self._uses.items() if key in self._entries}
+            self._entries = {key: entry for key, entry in self._entries.items() if rank[key] >= last}
 
 
 def _number(*names: int | str) -> float:

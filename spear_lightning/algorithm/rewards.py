@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+
+from spear_lightning.utils.ranges import AtLeast0, in_range
 
 ToolVariant = Literal["linear", "flat_when_correct"]
 
@@ -27,23 +29,11 @@ def tool_reward(calls: int, *, correct: bool, variant: ToolVariant = "linear") -
     Raises:
         ValueError: unknown ``variant``.
     """
-    if variant not in _TOOL_VARIANTS:
-        raise ValueError(f"unknown tool reward variant {variant!r}: use one of {', '.join(_TOOL_VARIANTS)}")
-    return _TOOL_VARIANTS[variant](calls, correct)
-
-
-def _linear(calls: int, correct: bool) -> float:
+    if variant not in get_args(ToolVariant):
+        raise ValueError(f"unknown tool reward variant {variant!r}: use one of {', '.join(get_args(ToolVariant))}")
+    if correct and variant == "flat_when_correct":
+        return float(calls > 0)
     return min(1.0, 0.1 * calls)
-
-
-def _flat_when_correct(calls: int, correct: bool) -> float:
-    return float(calls > 0) if correct else _linear(calls, correct)
-
-
-_TOOL_VARIANTS: dict[str, Callable[[int, bool], float]] = {
-    "linear": _linear,
-    "flat_when_correct": _flat_when_correct,
-}
 
 
 @dataclass(frozen=True)
@@ -68,6 +58,7 @@ class RewardParts:
     step_rewards: npt.NDArray[np.float64]
 
 
+@in_range
 @dataclass(frozen=True)
 class RewardComposer:
     """What an episode is paid for.
@@ -83,21 +74,18 @@ class RewardComposer:
         format_reward: R_format, paid to an episode in which every turn has the required form.
 
     Raises:
-        ValueError: a negative penalty or scale, or ``success`` not above ``failure``; names the key.
+        ValueError: a number is out of range, or ``success`` is not above ``failure``.
     """
 
     success: float = 10.0
     failure: float = 0.0
-    score_scale: float = 0.0
-    invalid_penalty: float = 0.1
-    tool_scale: float = 1.0
+    score_scale: AtLeast0 = 0.0
+    invalid_penalty: AtLeast0 = 0.1
+    tool_scale: AtLeast0 = 1.0
     tool_variant: ToolVariant = "linear"
     format_reward: float = 0.0
 
     def __post_init__(self) -> None:
-        for key in ("invalid_penalty", "tool_scale", "score_scale"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"RewardComposer.{key} must be at least 0, not {getattr(self, key)}")
         if self.success <= self.failure:
             raise ValueError(
                 f"RewardComposer.success = {self.success} must be above RewardComposer.failure = {self.failure}"

@@ -1,10 +1,14 @@
-"""Curriculum schedules over iterations: μ(t) of the tool reward (§1.2), γ(t) of self-imitation (§3)."""
+"""Weights as functions of the iteration: μ(t) of the tool reward (§1.2), γ(t) of self-imitation (§3)."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+
+from typing_extensions import override
+
+from spear_lightning.utils.ranges import NotNegative, in_range
 
 
 def cosine_decay(t: float, horizon: float) -> float:
@@ -17,12 +21,13 @@ def cosine_decay(t: float, horizon: float) -> float:
     Raises:
         ValueError: a negative argument.
     """
-    _check(t, horizon)
+    if t < 0 or horizon < 0:
+        raise ValueError(f"a schedule needs t and horizon of at least 0, not t={t}, horizon={horizon}")
     return 0.0 if t >= horizon else 0.5 * (math.cos(math.pi * t / horizon) + 1)
 
 
 def cosine_warmup(t: float, horizon: float) -> float:
-    """γ(t) = ½(1 − cos(π·t/T)) for ``t ≤ T``, then 1.
+    """γ(t) = ½(1 − cos(π·t/T)) for ``t ≤ T``, then 1: what :func:`cosine_decay` leaves of 1.
 
     Args:
         t: iteration, from 0.
@@ -32,11 +37,6 @@ def cosine_warmup(t: float, horizon: float) -> float:
         ValueError: a negative argument.
     """
     return 1.0 - cosine_decay(t, horizon)
-
-
-def _check(t: float, horizon: float) -> None:
-    if t < 0 or horizon < 0:
-        raise ValueError(f"a schedule needs t and horizon of at least 0, not t={t}, horizon={horizon}")
 
 
 class Schedule(ABC):
@@ -51,8 +51,8 @@ class Schedule(ABC):
 class Zero(Schedule):
     """Always 0 (mode ``none``; ``Off`` would be read by YAML as false)."""
 
+    @override
     def __call__(self, t: int) -> float:
-        """See :class:`Schedule`."""
         return 0.0
 
 
@@ -66,11 +66,12 @@ class Constant(Schedule):
 
     value: float = 1.0
 
+    @override
     def __call__(self, t: int) -> float:
-        """See :class:`Schedule`."""
         return self.value
 
 
+@in_range
 @dataclass(frozen=True)
 class CosineDecay(Schedule):
     """From ``start`` down to 0 (mode ``cosine`` of μ).
@@ -80,17 +81,15 @@ class CosineDecay(Schedule):
         start: value at iteration 0.
     """
 
-    horizon: int = 200
+    horizon: NotNegative = 200
     start: float = 1.0
 
-    def __post_init__(self) -> None:
-        _check(0, self.horizon)
-
+    @override
     def __call__(self, t: int) -> float:
-        """See :class:`Schedule`."""
         return self.start * cosine_decay(t, self.horizon)
 
 
+@in_range
 @dataclass(frozen=True)
 class CosineWarmup(Schedule):
     """From 0 up to ``peak`` (γ, with ``peak`` = γ_max).
@@ -100,12 +99,9 @@ class CosineWarmup(Schedule):
         peak: value from iteration T on.
     """
 
-    horizon: int = 200
+    horizon: NotNegative = 200
     peak: float = 1.0
 
-    def __post_init__(self) -> None:
-        _check(0, self.horizon)
-
+    @override
     def __call__(self, t: int) -> float:
-        """See :class:`Schedule`."""
         return self.peak * cosine_warmup(t, self.horizon)

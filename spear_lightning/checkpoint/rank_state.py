@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from spear_lightning.algorithm.replay import ReplayBuffer
+from spear_lightning.algorithm import ReplayBuffer
 from spear_lightning.data.samples import Sample
 from spear_lightning.data.token_pool import StoredSample, TokenPool, store_samples
 from spear_lightning.environments.base import Task

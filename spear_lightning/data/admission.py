@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from spear_lightning.algorithm.replay import ReplayBuffer, ReplayEntry, ReplaySample, RewardBaseline, is_admissible
+from spear_lightning.algorithm import ReplayBuffer, ReplayEntry, ReplaySample, RewardBaseline, is_admissible
 from spear_lightning.data.samples import Sample, samples_of
 from spear_lightning.data.scoring import GroupStatistics
 from spear_lightning.data.token_pool import SampleStore

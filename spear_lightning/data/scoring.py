@@ -14,9 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from spear_lightning.agents.base import Context
-from spear_lightning.algorithm.estimators import AdvantageEstimator, TurnTable
-from spear_lightning.algorithm.filters import ZERO_DEVIATION, QualityFilters, keep_groups
-from spear_lightning.algorithm.rewards import RewardComposer
+from spear_lightning.algorithm import (
+    ZERO_DEVIATION,
+    AdvantageEstimator,
+    QualityFilters,
+    RewardComposer,
+    TurnTable,
+    keep_groups,
+)
 from spear_lightning.distributed.collectives import concatenate, gather
 from spear_lightning.rollout.episode import Episode
 

@@ -6,10 +6,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_warn
 
-from spear_lightning.algorithm.estimators import AdvantageEstimator
-from spear_lightning.algorithm.filters import QualityFilters
-from spear_lightning.algorithm.replay import ReplayBuffer
-from spear_lightning.algorithm.rewards import RewardComposer
+from spear_lightning.algorithm import AdvantageEstimator, QualityFilters, ReplayBuffer, RewardComposer
 from spear_lightning.distributed.zero import ZeroStrategy
 from spear_lightning.engines.base import RolloutEngine
 from spear_lightning.rollout.specs import TrainingRollouts

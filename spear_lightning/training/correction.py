@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from spear_lightning.algorithm.objectives import truncated_importance_weights
+from spear_lightning.algorithm import truncated_importance_weights
 from spear_lightning.data.micro_batches import MicroBatch, as_many_as_other_ranks, micro_batch_of, plan
 from spear_lightning.data.samples import Sample
 from spear_lightning.metrics.store import MetricStore

@@ -17,10 +17,14 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 
 from spear_lightning.agents.base import Agent
-from spear_lightning.algorithm.estimators import GRPO, AdvantageEstimator
-from spear_lightning.algorithm.filters import QualityFilters
-from spear_lightning.algorithm.replay import ReplayBuffer, RewardBaseline
-from spear_lightning.algorithm.rewards import RewardComposer
+from spear_lightning.algorithm import (
+    GRPO,
+    AdvantageEstimator,
+    QualityFilters,
+    ReplayBuffer,
+    RewardBaseline,
+    RewardComposer,
+)
 from spear_lightning.checkpoint.manifest import RANKS
 from spear_lightning.checkpoint.rank_state import (
     RankFiles,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from spear_lightning.algorithm.losses import PolicyLoss
+from spear_lightning.algorithm import PolicyLoss
 from spear_lightning.rollout.runner import PolicyOwner
 
 if TYPE_CHECKING:

@@ -24,8 +24,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from spear_lightning.algorithm.losses import PolicyLoss, PPOClip
-from spear_lightning.algorithm.objectives import Aggregation, TokenLoss, aggregate_sum, k3_kl, normalizer
+from spear_lightning.algorithm import Aggregation, PolicyLoss, PPOClip, TokenLoss, aggregate_sum, k3_kl, normalizer
 from spear_lightning.data.micro_batches import MicroBatch
 from spear_lightning.data.minibatches import Minibatch, Source
 from spear_lightning.data.samples import Sample

@@ -4,16 +4,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spear_lightning.algorithm.advantages import (
+from spear_lightning.algorithm import (
+    GRPO,
+    RLOO,
+    GiGPO,
+    ReinforcePlusPlusBaseline,
+    TurnTable,
     discounted_returns,
     gigpo,
     group_moments,
     grpo,
     grpo_turns,
-    reinforce_plus_plus_baseline,
-    rloo,
 )
-from spear_lightning.algorithm.estimators import GRPO, RLOO, GiGPO, ReinforcePlusPlusBaseline, TurnTable
 
 
 def close(actual, expected, **tolerance):
@@ -46,18 +48,25 @@ def test_group_moments_against_numpy(rows):
         assert moments.std[row].item() == pytest.approx(np.std(mine, ddof=1) if len(mine) > 1 else 0.0, abs=1e-9)
 
 
+def single_turns(rewards, groups):
+    """Episodes of one turn, without penalties."""
+    zeros, numbers = np.zeros(len(rewards)), np.arange(len(rewards))
+    return TurnTable(np.array(rewards), zeros, zeros, np.array(groups), numbers, [""] * len(rewards))
+
+
 def test_rloo_by_hand():
-    close(rloo([1.0, 2.0, 6.0, 5.0], [0, 0, 0, 1]), [1 - 4.0, 2 - 3.5, 6 - 1.5, 5.0])
+    close(RLOO()(single_turns([1.0, 2.0, 6.0, 5.0], [0, 0, 0, 1])), [1 - 4.0, 2 - 3.5, 6 - 1.5, 5.0])
 
 
 def test_reinforce_plus_plus_baseline_by_hand():
     centred = np.array([-1.0, 1.0, -3.0, 3.0])
+    estimator = ReinforcePlusPlusBaseline()
     close(
-        reinforce_plus_plus_baseline([0.0, 2.0, 1.0, 7.0], [0, 0, 1, 1]),
+        estimator(single_turns([0.0, 2.0, 1.0, 7.0], [0, 0, 1, 1])),
         (centred / (np.std(centred, ddof=1) + 1e-6)).tolist(),
     )
-    assert reinforce_plus_plus_baseline([2.0, 2.0], [0, 0]).tolist() == [0.0, 0.0]
-    assert reinforce_plus_plus_baseline([2.0], [0]).tolist() == [2.0]
+    assert estimator(single_turns([2.0, 2.0], [0, 0])).tolist() == [0.0, 0.0]
+    assert estimator(single_turns([2.0], [0])).tolist() == [2.0]
 
 
 def test_discounted_returns_by_hand():
@@ -75,8 +84,9 @@ def test_kinds_of_input_agree_and_precision_is_kept():
 
 
 def test_empty_input():
-    assert grpo([], []).shape == rloo([], []).shape == discounted_returns([], [], 0.9).shape == (0,)
+    assert grpo([], []).shape == discounted_returns([], [], 0.9).shape == (0,)
     assert gigpo([], [], [], [], [], episode_weighting="episode").shape == (0,)
+    assert RLOO()(single_turns([], [])).shape == (0,)
 
 
 def test_lengths_must_agree():
@@ -84,6 +94,8 @@ def test_lengths_must_agree():
         grpo([1.0, 2.0, 3.0], [0, 0])
     with pytest.raises(ValueError, match="2 episode_returns but 1 anchors"):
         gigpo([1.0, 2.0], [1.0, 2.0], [0, 0], [0, 1], ["x"])
+    with pytest.raises(ValueError, match="2 step_rewards but 1 episodes"):
+        discounted_returns([1.0, 2.0], [0], 0.5)
 
 
 def failing_group():
@@ -297,5 +309,5 @@ def test_estimators_say_whether_they_normalise():
 def test_bad_tables_and_options_are_named():
     with pytest.raises(ValueError, match=r"one row per turn.*'anchors': 1"):
         table(anchors=["a"])
-    with pytest.raises(ValueError, match=r"GiGPO\.gamma"):
+    with pytest.raises(ValueError, match=r"GiGPO\.gamma must be at least 0 and at most 1, not 1\.5"):
         GiGPO(gamma=1.5)

@@ -1,5 +1,8 @@
 """The classes that a configuration names by class path can be named so, and say what is wrong where they cannot."""
 
+import importlib
+from pkgutil import iter_modules
+
 import pytest
 from jsonargparse import ArgumentParser
 
@@ -12,6 +15,20 @@ from spear_lightning.algorithm import (
     RewardComposer,
     Schedule,
 )
+
+MODULES = [importlib.import_module(f"spear_lightning.algorithm.{one.name}") for one in iter_modules(algorithm.__path__)]
+
+
+def test_every_public_function_and_class_can_be_imported_from_the_package():
+    public = {
+        name: thing
+        for module in MODULES
+        for name, thing in vars(module).items()
+        if not name.startswith("_") and getattr(thing, "__module__", None) == module.__name__
+    }
+    assert len(MODULES) == 7
+    assert len(public) > 50
+    assert {name: getattr(algorithm, name, None) for name in public} == public
 
 
 class Parts:

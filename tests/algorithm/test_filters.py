@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spear_lightning.algorithm.filters import QualityFilters, is_repetitive, is_unreadable, keep_groups
+from spear_lightning.algorithm import QualityFilters, is_repetitive, is_unreadable, keep_groups
 
 
 def test_repetition_by_hand():
@@ -108,6 +108,9 @@ def test_bad_share(share):
         QualityFilters(keep_share=share)
 
 
+OFF = QualityFilters(overlong=False, incomplete=False, repetitive=False, unreadable=False)
+
+
 def test_each_filter_alone():
     good = {"ids": [1, 2, 3], "text": "look", "finish": "stop", "has_action": True}
     bad = {
@@ -120,13 +123,9 @@ def test_each_filter_alone():
     for name, change in bad.items():
         assert QualityFilters().hits(**(good | change)) == {name}
         assert QualityFilters(**{name: False}).hits(**(good | change)) == frozenset()
-        assert QualityFilters.off().hits(**(good | change)) == frozenset()
+        assert OFF.hits(**(good | change)) == frozenset()
     assert QualityFilters().hits([1] * 40, "\ufffd", "length", False) == set(bad)
 
 
 def test_a_tool_call_makes_a_turn_complete():
     assert QualityFilters().hits([1], "x", "stop", has_action=False, tool_call=True) == frozenset()
-
-
-def test_off_keeps_all_groups():
-    assert QualityFilters.off().keep_share == 1.0

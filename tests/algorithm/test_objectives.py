@@ -6,8 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spear_lightning.algorithm.losses import ClipCov, KLCov, PPOClip
-from spear_lightning.algorithm.objectives import (
+from spear_lightning.algorithm import (
+    ClipCov,
+    KLCov,
+    PPOClip,
     aggregate,
     clip_cov,
     covariance,
@@ -170,10 +172,23 @@ def test_clip_cov_state_by_state_acts_on_equal_advantages():
     probabilities = torch.tensor([[0.8, 0.5, 0.999]], dtype=torch.float64)
     entropies = -(probabilities * probabilities.log() + (1 - probabilities) * (1 - probabilities).log())
     logp, adv, mask = probabilities.log(), torch.full((1, 3), 0.4), torch.ones(1, 3)
-    state = clip_cov(logp, logp, adv, mask, ratio=1.0, lower=0.1, upper=5.0, entropies=entropies)
+    state = ClipCov(ratio=1.0, lower=0.1, upper=5.0, covariance="state")(logp, logp, adv, mask, entropies=entropies)
     assert (state.loss[0] == 0).tolist() == [True, False, False]
     assert state.cov_fraction.item() == pytest.approx(1 / 3)
     assert clip_cov(logp, logp, adv, mask, ratio=1.0, lower=0.0, upper=5.0).cov_fraction.item() == 0.0
+
+
+def test_kl_cov_state_by_state_penalises_the_largest_covariances():
+    generator = torch.Generator().manual_seed(5)
+    logp, old, adv = (torch.randn(2, 10, generator=generator, dtype=torch.float64) for _ in range(3))
+    entropies = 9 * torch.rand(2, 10, generator=generator, dtype=torch.float64)
+    mask = torch.ones(2, 10)
+    loss = KLCov(ratio=0.2, coef=3.0, covariance="state")(logp, old, adv, mask, entropies=entropies).loss
+    penalty = loss + adv * (logp - old).exp()
+    largest = covariance(logp, adv, mask, entropies).flatten().argsort(descending=True)[:4]
+    expected = torch.zeros(20, dtype=torch.float64)
+    expected[largest] = 3 * (logp - old).abs().flatten()[largest]
+    torch.testing.assert_close(penalty.flatten(), expected)
 
 
 def test_kl_cov_is_not_clipped():
@@ -218,7 +233,7 @@ def test_masked_tokens_change_nothing_and_get_exactly_no_gradient(loss, seed, ga
         (KLCov, kl_cov),
     ],
 )
-def test_every_setting_of_a_loss_reaches_its_function(loss, function):
+def test_every_setting_of_a_loss_acts_in_its_class_and_its_function(loss, function):
     generator = torch.Generator().manual_seed(0)
     logp, old, adv = (3 * torch.randn(4, 50, generator=generator, dtype=torch.float64) for _ in range(3))
     mask = torch.ones(4, 50)
@@ -238,10 +253,10 @@ def test_every_setting_of_a_loss_reaches_its_function(loss, function):
     assert len(mine) == len(dataclasses.fields(loss))
     for name in mine:
         made = loss(**{name: changes[name]})(logp, old, adv, mask, entropies=entropies, generator=seeded()).loss
-        options = {name: changes[name]} if name != "covariance" else {"entropies": entropies}
-        options |= {"generator": seeded()} if loss is ClipCov else {}
-        assert torch.equal(made, function(logp, old, adv, mask, **options).loss)
         assert not torch.equal(made, plain)
+        if name != "covariance":
+            options = {name: changes[name]} | ({"generator": seeded()} if loss is ClipCov else {})
+            assert torch.equal(made, function(logp, old, adv, mask, **options).loss)
 
 
 def seeded():
@@ -303,11 +318,11 @@ def test_truncated_importance_weights():
 @pytest.mark.parametrize(
     ("make", "key"),
     [
-        (lambda: PPOClip(clip_low=0), "PPOClip.clip_low"),
+        (lambda: PPOClip(clip_low=0), "PPOClip.clip_low must be above 0 and at most 1, not 0"),
         (lambda: PPOClip(clip_high=-0.1), "PPOClip.clip_high"),
-        (lambda: PPOClip(dual_clip=1.0), "PPOClip.dual_clip"),
+        (lambda: PPOClip(dual_clip=1.0), "PPOClip.dual_clip must be above 1, not 1.0"),
         (lambda: ClipCov(ratio=0), "ClipCov.ratio"),
-        (lambda: ClipCov(lower=3, upper=3), "ClipCov.lower"),
+        (lambda: ClipCov(lower=3, upper=3), "ClipCov.lower must be below ClipCov.upper = 3"),
         (lambda: ClipCov(clip_low=1.5), "ClipCov.clip_low"),
         (lambda: KLCov(ratio=1.1), "KLCov.ratio"),
         (lambda: KLCov(coef=-1), "KLCov.coef"),

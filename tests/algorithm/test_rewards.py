@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spear_lightning.algorithm.rewards import RewardComposer, tool_reward
+from spear_lightning.algorithm import RewardComposer, tool_reward
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 import pytest
 
-from spear_lightning.algorithm.schedules import Constant, CosineDecay, CosineWarmup, Zero, cosine_decay, cosine_warmup
+from spear_lightning.algorithm import Constant, CosineDecay, CosineWarmup, Zero, cosine_decay, cosine_warmup
 
 
 @pytest.mark.parametrize(

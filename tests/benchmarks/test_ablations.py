@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from comparison.plan import Arm, Comparison, compose, differences
 
-from spear_lightning.algorithm.filters import QualityFilters
-from spear_lightning.algorithm.replay import Drain, ReplayBuffer
+from spear_lightning.algorithm import Drain, QualityFilters, ReplayBuffer
 from spear_lightning.rollout.specs import TrainingRollouts
 from spear_lightning.training.checks import check_replay
 from tests.composing import CONFIGS, composed

@@ -5,7 +5,7 @@ import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
 
-from spear_lightning.algorithm.schedules import Constant, Zero
+from spear_lightning.algorithm import Constant, Zero
 from spear_lightning.callbacks import CurriculumSchedule
 from spear_lightning.callbacks import curriculum as curriculum_module
 from tests.callbacks.tiny import Script, TinyData, TinyModule, make_trainer

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from spear_lightning.algorithm.filters import QualityFilters
-from spear_lightning.algorithm.replay import Drain, ReplayBuffer, ReplayEntry, RewardBaseline
+from spear_lightning.algorithm import Drain, QualityFilters, ReplayBuffer, ReplayEntry, RewardBaseline
 from spear_lightning.rollout.specs import TrainingRollouts
 from spear_lightning.training.checks import check_replay
 from tests.composing import CONFIGS, composed

@@ -4,9 +4,7 @@ import warnings
 
 import pytest
 
-from spear_lightning.algorithm.filters import QualityFilters
-from spear_lightning.algorithm.replay import Mix, ReplayBuffer, RewardBaseline
-from spear_lightning.algorithm.rewards import RewardComposer
+from spear_lightning.algorithm import Mix, QualityFilters, ReplayBuffer, RewardBaseline, RewardComposer
 from spear_lightning.data.admission import draw_and_admit
 from spear_lightning.data.resampling import Resampling, play_until_signal
 from spear_lightning.data.scoring import score_episode
@@ -15,7 +13,7 @@ from spear_lightning.rollout.specs import TrainingRollouts
 from spear_lightning.training.watch import Watch
 from tests.data.made import make_episode
 
-FILTERS = QualityFilters.off()
+FILTERS = QualityFilters(overlong=False, incomplete=False, repetitive=False, unreadable=False, keep_share=1.0)
 
 
 def scored(group: int, index: int, success: bool):

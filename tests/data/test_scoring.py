@@ -3,9 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spear_lightning.algorithm.estimators import GRPO, RLOO, GiGPO, ReinforcePlusPlusBaseline
-from spear_lightning.algorithm.filters import QualityFilters
-from spear_lightning.algorithm.rewards import RewardComposer
+from spear_lightning.algorithm import GRPO, RLOO, GiGPO, QualityFilters, ReinforcePlusPlusBaseline, RewardComposer
 from spear_lightning.data.admission import admissible_entries, fresh_samples, recalibrated
 from spear_lightning.data.scoring import estimate_advantages, groups_with_signal, score_episode, shares_filtered
 from tests.data.made import make_episode, make_turn
@@ -161,7 +159,7 @@ def test_only_better_than_average_episodes_that_acted_are_admitted():
 
 
 def test_replayed_rows_keep_the_log_probabilities_they_were_played_with():
-    from spear_lightning.algorithm.replay import ReplaySample
+    from spear_lightning.algorithm import ReplaySample
 
     scored = scored_group([[True, False]])
     estimate_advantages(scored, GRPO(normalize_std=False), FILTERS)

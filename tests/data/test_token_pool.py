@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spear_lightning.algorithm.replay import ReplayBuffer, ReplayEntry
+from spear_lightning.algorithm import ReplayBuffer, ReplayEntry
 from spear_lightning.checkpoint.rank_state import load_replay, replay_to_state
 from spear_lightning.data.samples import Sample
 from spear_lightning.data.token_pool import StoredSample, TokenPool, store_samples

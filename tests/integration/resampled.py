@@ -12,10 +12,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from spear_lightning.agents.transcript import TranscriptAgent
-from spear_lightning.algorithm.estimators import ReinforcePlusPlusBaseline
-from spear_lightning.algorithm.filters import QualityFilters
-from spear_lightning.algorithm.replay import Mix, ReplayBuffer
-from spear_lightning.algorithm.rewards import RewardComposer
+from spear_lightning.algorithm import Mix, QualityFilters, ReinforcePlusPlusBaseline, ReplayBuffer, RewardComposer
 from spear_lightning.callbacks import RolloutProgress
 from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
 from spear_lightning.metrics.csv_logger import MetricsCSV
@@ -63,7 +60,7 @@ def train(folder: Path, *, epochs: int = 3, ranks: int = 1, resample: int = 2, c
         rollouts=TrainingRollouts(tasks=4, group_size=4, resample=resample),
         advantage=ReinforcePlusPlusBaseline(),
         reward=RewardComposer(success=1.0, invalid_penalty=0.0),
-        filters=QualityFilters.off(),
+        filters=QualityFilters(overlong=False, incomplete=False, repetitive=False, unreadable=False, keep_share=1.0),
         replay=ReplayBuffer(schedule=Mix(ratio=0.5)),
         max_turns=1,
         max_response_tokens=8,

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from spear_lightning.algorithm.replay import ReplayBuffer
+from spear_lightning.algorithm import ReplayBuffer
 from spear_lightning.checkpoint.manifest import MANIFEST, problem
 from spear_lightning.checkpoint.rank_state import load_replay
 

@@ -15,9 +15,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from spear_lightning.agents.transcript import TranscriptAgent
-from spear_lightning.algorithm.filters import QualityFilters
-from spear_lightning.algorithm.replay import Mix, ReplayBuffer
-from spear_lightning.algorithm.rewards import RewardComposer
+from spear_lightning.algorithm import Mix, QualityFilters, ReplayBuffer, RewardComposer
 from spear_lightning.distributed.zero import ZeroStrategy
 from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
 from spear_lightning.environments.alfworld import ALFWorld

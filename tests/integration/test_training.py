@@ -183,9 +183,7 @@ def test_generation_and_training_alternate_strictly(games_cache):
     from lightning.pytorch import Callback, Trainer
 
     from spear_lightning.agents.transcript import TranscriptAgent
-    from spear_lightning.algorithm.filters import QualityFilters
-    from spear_lightning.algorithm.replay import Mix, ReplayBuffer
-    from spear_lightning.algorithm.rewards import RewardComposer
+    from spear_lightning.algorithm import Mix, QualityFilters, ReplayBuffer, RewardComposer
     from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
     from spear_lightning.environments.alfworld import ALFWorld
     from spear_lightning.policy.policy import Policy

@@ -14,9 +14,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from spear_lightning.agents.transcript import TranscriptAgent
-from spear_lightning.algorithm.filters import QualityFilters
-from spear_lightning.algorithm.objectives import truncated_importance_weights
-from spear_lightning.algorithm.replay import Mix, ReplayBuffer
+from spear_lightning.algorithm import Mix, QualityFilters, ReplayBuffer, truncated_importance_weights
 from spear_lightning.data.minibatches import Minibatch
 from spear_lightning.data.samples import Sample
 from spear_lightning.engines.huggingface.engine import HuggingFaceEngine

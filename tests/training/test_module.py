@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from spear_lightning.algorithm.losses import ClipCov, PPOClip
+from spear_lightning.algorithm import ClipCov, PPOClip
 from spear_lightning.data.minibatches import IterationStream, StepPlan, build_minibatches
 from spear_lightning.data.samples import Sample
 from spear_lightning.metrics.store import MetricStore
