@@ -81,8 +81,7 @@ def grpo_turns(
 ) -> Tensor:
     """GRPO over turns, as published: ``A_k = (s_k − mean)/(std + eps)`` with ``s_k = R − penalty_k``.
 
-    A penalty is paid by the turn in which it was incurred, and by no other. A group of one turn (one episode) has
-    ``A = s``.
+    Each turn pays its own penalty, and no other's. A group of one turn (one episode) has ``A = s``.
 
     Args:
         returns: reward R of the turn's episode without penalties, ``(turns,)``.
