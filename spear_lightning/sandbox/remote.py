@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from typing_extensions import override
+
 from spear_lightning.sandbox.base import Execution, Sandbox, SandboxError, SandboxLimits, join_error
-from spear_lightning.utils.http import NoAnswerError, StatusError, ask, persist
+from spear_lightning.utils.http import JSONClient, NoAnswerError, StatusError, retry
+from spear_lightning.utils.ranges import Positive, in_range
 
 _GRACE_SECONDS = 10.0  # on top of the snippet's own time: queueing and the way there and back
 _PAUSE_SECONDS = 0.2
-_MAX_REPLY = 64 << 20
 
 
+@in_range
 class RemoteSandbox(Sandbox):
     """Snippets run by a service elsewhere. What it contains is up to who operates it; nothing is tried out here.
 
@@ -20,8 +23,7 @@ class RemoteSandbox(Sandbox):
         url: of the service, ``/run_code`` not included; it must begin with ``http://`` or ``https://``.
         limits: ``wall_seconds`` and ``memory_mb`` are passed on; longer output than ``output_bytes`` is cut off
             here. The others are the service's own.
-        attempts: how often a request is sent before giving up on a service that cannot be reached, or answers that it
-            is overloaded or broken.
+        attempts: to reach a service that is away, overloaded or broken.
         headers: sent with each request (authorization, for example).
 
     Raises:
@@ -32,68 +34,57 @@ class RemoteSandbox(Sandbox):
         self,
         url: str,
         limits: SandboxLimits | None = None,
-        attempts: int = 3,
+        attempts: Positive = 3,
         headers: dict[str, str] | None = None,
     ) -> None:
-        super().__init__(limits)
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"url must begin with http:// or https://, not {url!r}")
-        if attempts < 1:
-            raise ValueError(f"attempts must be at least 1, not {attempts}")
-        self.url = url.rstrip("/")
-        self.attempts = attempts
-        self.headers = dict(headers or {})
+        self.url, self.attempts, self.headers = url.rstrip("/"), attempts, dict(headers or {})
+        super().__init__(limits)
 
+    @override
     def _reset(self) -> None:
         super()._reset()
         self._checked = False
+        self._client = JSONClient(self.limits.wall_seconds + _GRACE_SECONDS, self.headers)
 
+    @override
     def open(self) -> None:
-        """Ask the service for 6 times 7, the first time."""
         if not self._checked:
             result = self._call("print(6 * 7)")
             if result.stdout.strip() != "42":
                 raise SandboxError(f"{self.url} does not run Python: {result.error or result.stdout!r}")
             self._checked = True
 
+    @override
     def run(self, code: str) -> Execution:
-        """Have the service run a snippet."""
         self.open()
         return self._call(code)
 
+    @override
     def close(self) -> None:
-        """Nothing is held open; the next call asks the service again whether it works."""
+        self._client.close()
         self._checked = False
 
     def _call(self, code: str) -> Execution:
+        body = {
+            "code": code,
+            "language": "python",
+            "run_timeout": self.limits.wall_seconds,
+            "memory_limit_MB": self.limits.memory_mb,
+        }
         started = time.monotonic()
-        answer = self._post(
-            {
-                "code": code,
-                "language": "python",
-                "run_timeout": self.limits.wall_seconds,
-                "memory_limit_MB": self.limits.memory_mb,
-            }
-        )
+        try:
+            answer = retry(self.attempts, _PAUSE_SECONDS)(self._post, body)
+        except (NoAnswerError, StatusError) as error:
+            raise SandboxError(f"the sandbox service {self.url} cannot be used: {error}") from error
         return self._execution(answer, time.monotonic() - started)
 
     def _post(self, body: dict[str, Any]) -> dict[str, Any]:
-        def call() -> dict[str, Any]:
-            answer = ask(
-                f"{self.url}/run_code",
-                body,
-                seconds=self.limits.wall_seconds + _GRACE_SECONDS,
-                headers=self.headers,
-                most_bytes=_MAX_REPLY,
-            )
-            if isinstance(answer, dict) and answer.get("status") in ("Success", "Failed"):
-                return answer
-            raise NoAnswerError(f"unexpected answer {str(answer)[:300]!r}")
-
-        try:
-            return persist(call, self.attempts, _PAUSE_SECONDS)
-        except (NoAnswerError, StatusError) as error:
-            raise SandboxError(f"the sandbox service {self.url} cannot be used: {error}") from error
+        answer = self._client.request(f"{self.url}/run_code", body)
+        if isinstance(answer, dict) and answer.get("status") in ("Success", "Failed"):
+            return answer
+        raise NoAnswerError(f"unexpected answer {str(answer)[:300]!r}")
 
     def _execution(self, answer: dict[str, Any], seconds: float) -> Execution:
         result = answer.get("run_result") or answer.get("compile_result") or {}

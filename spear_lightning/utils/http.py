@@ -1,22 +1,24 @@
-"""JSON over HTTP, asked of a service that may be away: an answer, or one of two errors."""
+"""JSON over HTTP: an answer, or one of two errors; retries."""
 
 from __future__ import annotations
 
-import http.client
 import json
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+import os
+import ssl
+import threading
+from collections.abc import Mapping
+from typing import Any
 
-_T = TypeVar("_T")
+import httpx
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
-_LONGEST_PAUSE = 30.0
+_MAX_PAUSE = 30.0  # seconds
+_MAX_BYTES = 64 << 20  # of an answer; a longer one is not read to its end
+_MAX_ERROR_BYTES = 2000
 
 
 class NoAnswerError(ConnectionError):
-    """The service cannot be reached, is silent for too long, or says what is not JSON."""
+    """The service cannot be reached, is silent for too long, or its answer is not JSON."""
 
 
 class StatusError(RuntimeError):
@@ -26,73 +28,102 @@ class StatusError(RuntimeError):
         status: of the answer.
     """
 
-    def __init__(self, status: int, said: str) -> None:
-        super().__init__(f"status {status}: {said}")
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(f"status {status}: {text}")
         self.status = status
 
-    @property
-    def may_pass(self) -> bool:
-        """Whether it may answer later: it is overloaded or broken, and does not refuse what it was asked."""
-        return self.status == 429 or self.status >= 500
 
-
-def ask(
-    address: str,
-    body: Any = None,
-    *,
-    seconds: float,
-    headers: Mapping[str, str] | None = None,
-    method: str | None = None,
-    most_bytes: int | None = None,
-) -> Any:
-    """Send a request and read the answer.
+class JSONClient:
+    """Sends and receives JSON over connections that are kept; may be used by many threads.
 
     Args:
-        address: of the request, with its path.
-        body: sent as JSON; ``None`` sends none.
-        seconds: after which there is no answer.
-        headers: beyond the type of the content.
-        method: by default POST with a body and GET without.
-        most_bytes: of the answer that are read; one that is longer is not JSON any more.
-
-    Returns:
-        The answer, ``None`` if it is empty.
-
-    Raises:
-        NoAnswerError: there is none that can be read.
-        StatusError: it is an error.
+        seconds: without a byte after which there is no answer.
+        headers: of every request.
     """
-    content = None if body is None else json.dumps(body).encode()
-    asked = urllib.request.Request(
-        address, content, {"Content-Type": "application/json", **(headers or {})}, method=method
-    )
-    try:
-        with urllib.request.urlopen(asked, timeout=seconds) as response:
-            answer = response.read(most_bytes)
-            return json.loads(answer) if answer else None
-    except urllib.error.HTTPError as error:
-        raise StatusError(error.code, error.read(2000).decode("utf-8", "replace")) from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise NoAnswerError(f"{type(error).__name__}: {error}") from error
 
+    def __init__(self, seconds: float, headers: Mapping[str, str] | None = None) -> None:
+        self._seconds = seconds
+        self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **(headers or {})}
+        self._client: httpx.Client | None = None
+        self._lock = threading.Lock()
 
-def persist(call: Callable[[], _T], attempts: int, pause: float) -> _T:
-    """Call again what failed in a way that may pass.
+    def request(self, url: str, body: Any = None, seconds: float | None = None) -> Any:
+        """Send a request and read the answer.
 
-    Args:
-        call: of :func:`ask`.
-        attempts: most calls, at least 1.
-        pause: seconds before the second call; it doubles, up to half a minute.
+        Args:
+            url: of the request.
+            body: sent by POST as JSON; ``None`` makes it a GET.
+            seconds: instead of the client's.
 
-    Raises:
-        NoAnswerError: that of the last call.
-        StatusError: that of the last call, or one that refuses.
-    """
-    for attempt in range(attempts):
+        Returns:
+            The answer, ``None`` if it is empty.
+
+        Raises:
+            NoAnswerError: there is none that can be read.
+            StatusError: it is an error.
+        """
+        # json.dumps escapes what is not ASCII: lone surrogates, which model output may hold, have no UTF-8.
+        content, method = (None, "GET") if body is None else (json.dumps(body).encode(), "POST")
         try:
-            return call()
-        except (NoAnswerError, StatusError) as error:
-            if attempt + 1 == attempts or (isinstance(error, StatusError) and not error.may_pass):
-                raise
-        time.sleep(min(_LONGEST_PAUSE, pause * 2**attempt))
-    raise ValueError(f"attempts must be at least 1, not {attempts}")
+            with self._open().stream(method, url, content=content, timeout=seconds or self._seconds) as response:
+                if response.is_error:
+                    raise StatusError(response.status_code, _read(response, _MAX_ERROR_BYTES).decode(errors="replace"))
+                answer = _read(response, _MAX_BYTES)
+            return json.loads(answer) if answer else None
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, RecursionError) as error:
+            raise NoAnswerError(f"{type(error).__name__}: {error}") from error
+
+    def close(self) -> None:
+        """Close the connections; the next request opens one again."""
+        if self._client is not None:
+            self._client.close()
+
+    def _open(self) -> httpx.Client:
+        with self._lock:
+            if self._client is None or self._client.is_closed:
+                self._client = httpx.Client(
+                    headers=self._headers,
+                    verify=ssl.create_default_context(),  # the system's certificates
+                    follow_redirects=True,
+                    # As many connections as callers. Servers close idle ones (uvicorn after 5 s); do so before they do.
+                    limits=httpx.Limits(max_connections=None, keepalive_expiry=2.0),
+                )
+            return self._client
+
+
+def bearer(variable: str) -> dict[str, str]:
+    """The header that carries the API key in an environment variable; none if that is unset or empty."""
+    key = os.environ.get(variable)
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def retry(attempts: int, pause: float) -> Retrying:
+    """Calls what it is given until it succeeds: ``retry(3, 0.5)(client.request, url)``.
+
+    Args:
+        attempts: at most. The last error is raised, and at once a :class:`StatusError` that is a refusal.
+        pause: seconds before the second attempt; it doubles, up to 30.
+    """
+    return Retrying(
+        stop=stop_after_attempt(attempts),
+        wait=wait_exponential(multiplier=pause, max=_MAX_PAUSE),
+        retry=retry_if_exception(_is_temporary),
+        reraise=True,
+    )
+
+
+def _is_temporary(error: BaseException) -> bool:
+    """Whether the service may answer later: it is away, overloaded or broken, and does not refuse the request."""
+    if isinstance(error, StatusError):
+        return error.status == 429 or error.status >= 500
+    return isinstance(error, NoAnswerError)
+
+
+def _read(response: httpx.Response, limit: int) -> bytes:
+    """The first bytes of an answer."""
+    content = bytearray()
+    for part in response.iter_bytes():
+        content += part
+        if len(content) >= limit:
+            break
+    return bytes(content[:limit])

@@ -23,9 +23,9 @@ def test_without_vllm_one_is_told_so_before_anything_is_started(tiny_policy):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_length": 1}, "engine.max_length"),
-        ({"memory": 1.0}, "engine.memory"),
-        ({"max_batch": 0}, "engine.max_batch"),
+        ({"max_length": 1}, "VLLMEngine.max_length must be at least 2, not 1"),
+        ({"memory": 1.0}, "VLLMEngine.memory must be above 0 and below 1, not 1.0"),
+        ({"max_batch": 0}, "VLLMEngine.max_batch must be at least 1, not 0"),
         ({"options": {"dtype": "half", "seed": 1}}, "engine.options must not hold dtype"),
     ],
 )

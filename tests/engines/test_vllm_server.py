@@ -130,7 +130,7 @@ def test_sessions_stay_with_their_server(serve, tiny_policy):
     sessions.end("2")
     sessions.end("5")
     assert sessions.place("6") == "b", "the one that has fewest"
-    sessions.lose("a")
+    sessions.lost.add("a")
     assert {sessions.place("1"), sessions.place("4")} == {"b", "c"}
     assert sessions.place("3") == "c"
 
@@ -303,9 +303,9 @@ def test_servers_that_share_their_gpu_sleep_between_phases(serve, tiny_policy):
         ({"addresses": []}, "at least one"),
         ({"addresses": ["localhost:8000"]}, "begin with http"),
         ({"addresses": ["http://a", "http://a/v1/"]}, "twice"),
-        ({"addresses": ["http://a"], "parallel": 0}, "engine.parallel"),
-        ({"addresses": ["http://a"], "retries": -1}, "engine.retries"),
-        ({"addresses": ["http://a"], "seconds": 0.0}, "engine.seconds"),
+        ({"addresses": ["http://a"], "parallel": 0}, r"VLLMServerEngine\.parallel must be at least 1, not 0"),
+        ({"addresses": ["http://a"], "retries": -1}, r"VLLMServerEngine\.retries must be at least 0, not -1"),
+        ({"addresses": ["http://a"], "seconds": 0.0}, r"VLLMServerEngine\.seconds must be above 0, not 0.0"),
     ],
 )
 def test_bad_settings(settings, message):

@@ -1,4 +1,4 @@
-"""How weights are cut into buckets for a broadcast: sender and receiver compute it alike from names, types and shapes.
+"""Broadcast of weights in buckets, which sender and receiver derive alike from names, types and shapes.
 
 This module and :mod:`spear_lightning.engines.vllm.worker` also run in vLLM's process: they import PyTorch only.
 """
@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -19,9 +18,8 @@ BUCKET_BYTES = 256 << 20
 """Bytes of a bucket; a larger tensor is a bucket of its own."""
 
 
-@dataclass(frozen=True, slots=True)
-class Weight:
-    """What is known of a weight before it is there.
+class Weight(NamedTuple):
+    """Description of a weight; JSON carries it as a list.
 
     Attributes:
         name: in the Hugging Face checkpoint.
@@ -63,7 +61,7 @@ def send(group: Any, weights: Sequence[Weight], tensors: Iterable[Tensor], devic
 
     Args:
         group: a :class:`torch.distributed.ProcessGroup` from :func:`join`.
-        weights: what :func:`receive` was told.
+        weights: the same as for :func:`receive`.
         tensors: one for each weight, in the same order; any device, cast to the weight's type.
         device: that the group sends from.
     """
@@ -75,9 +73,9 @@ def send(group: Any, weights: Sequence[Weight], tensors: Iterable[Tensor], devic
 
 
 def receive(group: Any, weights: Sequence[Weight], device: torch.device) -> Iterator[tuple[str, Tensor]]:
-    """The other end of :func:`send`: names and tensors, each bucket when it is asked for.
+    """The other end of :func:`send`: names and tensors, bucket by bucket as they are consumed.
 
-    A bucket's memory is never used again: who loads the tensors may keep them for a while.
+    A bucket's memory is never reused, so the tensors may be kept.
     """
     for bucket in buckets_of(weights):
         sizes = [math.prod(weight.shape) for weight in bucket]

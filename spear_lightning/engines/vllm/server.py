@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+from typing_extensions import override
 
 from spear_lightning.distributed.collectives import gather, rank
 from spear_lightning.engines.base import Completion, Request, RolloutEngine
@@ -21,18 +23,20 @@ from spear_lightning.engines.vllm.requests import StaleWeightsError, completion_
 from spear_lightning.engines.vllm.routing import StickySessions
 from spear_lightning.engines.vllm.transport import Broadcast, SharedFolder, WeightTransport
 from spear_lightning.policy.policy import Policy
+from spear_lightning.utils.ranges import Above0, AtLeast0, NotNegative, Positive, in_range
 
 _PROBE_TOKENS = 64
 
 
+@in_range
 class VLLMServerEngine(RolloutEngine):
-    """Has one or many vLLM servers generate, and brings each the policy's weights before every rollout phase.
+    """Generates with one or many vLLM servers, which get the policy's weights before every rollout phase.
 
-    Sessions stay with their server, whose prefix cache knows them. Every completion tells the weights that made it, and
-    one by others than the current ones is asked for again: a server that was restarted in the middle of a phase answers
-    with the weights it was started with, gets the current ones, and only then goes on. A server that stays away hands
-    its sessions over to the others; only when none is left does the run fail. Of several training ranks the first
-    brings the weights, and all of them generate.
+    Sessions stay with their server, whose prefix cache knows them. Every completion names the version of its weights,
+    and is generated again if that is not the current one: a server that was restarted in the middle of a phase answers
+    with the weights it was started with, gets the current ones, and only then goes on. Sessions of a server that stays
+    away move to the others; only when none is left does the run fail. Of several training ranks the first sends the
+    weights, and all of them generate.
 
     Responses are drawn from the request's seed by the server's own random numbers: the same seed gives the same tokens
     on the same vLLM, and other ones than another engine.
@@ -44,8 +48,8 @@ class VLLMServerEngine(RolloutEngine):
         free_memory: have the servers free weights and cache between rollout phases (they were started with
             ``--enable-sleep-mode``): for servers that share their GPUs with the training.
         key: environment variable that holds the servers' API key; unset or empty sends none.
-        parallel: requests under way at a time.
-        retries: of a request that failed in a way that may pass.
+        parallel: concurrent requests.
+        retries: of a request that failed temporarily.
         seconds: after which an unanswered request has failed.
         restart_seconds: a server that is away for longer is given up for this phase.
 
@@ -59,10 +63,10 @@ class VLLMServerEngine(RolloutEngine):
         transport: WeightTransport | None = None,
         free_memory: bool = False,
         key: str = "VLLM_API_KEY",
-        parallel: int = 256,
-        retries: int = 8,
-        seconds: float = 600.0,
-        restart_seconds: float = 180.0,
+        parallel: Positive = 256,
+        retries: NotNegative = 8,
+        seconds: Above0 = 600.0,
+        restart_seconds: AtLeast0 = 180.0,
     ) -> None:
         if not addresses:
             raise ValueError("engine.addresses must name at least one vLLM server")
@@ -73,24 +77,18 @@ class VLLMServerEngine(RolloutEngine):
         self._servers = {server.address: server for server in servers}
         if len(self._servers) < len(addresses):
             raise ValueError("engine.addresses names a server twice")
-        for name, value, least in (("parallel", parallel, 1), ("retries", retries, 0)):
-            if value < least:
-                raise ValueError(f"engine.{name} must be at least {least}, not {value}")
-        if seconds <= 0 or restart_seconds < 0:
-            raise ValueError("engine.seconds must be above 0 and engine.restart_seconds not below")
         self.addresses, self.transport, self.free_memory = list(self._servers), transport, free_memory
-        self.key, self.parallel, self.retries = key, parallel, retries
-        self.seconds, self.restart_seconds = seconds, restart_seconds
+        self.parallel, self.retries, self.restart_seconds = parallel, retries, restart_seconds
         self._sessions = StickySessions(self.addresses)
-        self._transport = transport
         self._policy: Policy | None = None
         self._version, self._label, self._run = 0, "", ""
         self._longest = 0
 
     # --- the protocol --------------------------------------------------------------------------------------------
 
+    @override
     def prepare(self, policy: Policy, device: torch.device) -> None:
-        """Look whether all servers are there, can take weights and serve the policy's model with its tokenizer.
+        """Check that all servers are reachable, can take weights and serve the policy's model with its tokenizer.
 
         Raises:
             ConnectionError: one of them cannot be reached.
@@ -103,19 +101,20 @@ class VLLMServerEngine(RolloutEngine):
                     f"with\n  {START}"
                 )
         try:
-            self._on_all_servers(lambda server: self._check_model(server, server.describe(), policy))
+            self._on_all_servers(lambda server: _check_model(server, server.describe(), policy))
         except RefusedError as error:
             raise ValueError(str(error)) from error
 
+    @override
     def sync(self, policy: Policy, version: int) -> None:
-        """Bring all servers the weights of ``policy``. Every rank must call it.
-
-        Servers that were given up are asked again.
+        """Send the weights of ``policy`` to all servers, also to those that were given up. Every rank must call it.
 
         Raises:
             RuntimeError: a server has another model or tokenizer or cannot take the weights, or none can be reached.
         """
         self._policy, self._version = policy, version
+        if self.transport is None:
+            self.transport = Broadcast() if policy.causal_lm.device.type == "cuda" else SharedFolder()
         self._sessions.first = rank()
         failure = ""
         gather(None)  # no rank generates any more
@@ -123,22 +122,18 @@ class VLLMServerEngine(RolloutEngine):
             self._run = self._run or uuid.uuid4().hex[:12]
             self._label = f"{self._run}-{version}"
             try:
-                self._on_all_servers(self._bring_up_to_date)
-                self._longest = min(server.model()[1] for server in self._live())
+                self._on_all_servers(self._sync_server)
+                self._longest = min(server.context_window() for server in self._live())
             except (RuntimeError, ConnectionError, ValueError) as error:
                 failure = str(error)
         told = gather((failure, self._run, self._label, self._longest, self._sessions.lost))
-        failure, self._run, self._label, self._longest, lost = told[0]
+        failure, self._run, self._label, self._longest, self._sessions.lost = told[0]
         if failure:
             raise RuntimeError(failure)
-        self._sessions.set_lost(lost)
 
+    @override
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """One completion per request, in order.
-
-        Args:
-            requests: with distinct sessions. A prompt that leaves no room for a token in the server's context window
-                gets an empty completion that finishes by ``"length"``.
+        """See the base class. A prompt that leaves no room in the context window gets an empty completion.
 
         Raises:
             RuntimeError: before the first :meth:`sync`; a server refuses a request, or none answers after all retries.
@@ -147,62 +142,64 @@ class VLLMServerEngine(RolloutEngine):
         if self._policy is None:
             raise RuntimeError("VLLMServerEngine.generate was called before sync: the servers have no weights yet")
         check_requests(requests, self._policy.causal_lm.get_input_embeddings().num_embeddings)
-        completions = [empty_completion(self._version) for _ in requests]
-        fields: dict[int, dict[str, Any]] = {}
-        for number, request in enumerate(requests):
-            limit = min(request.sampling.max_new_tokens, self._longest - len(request.prompt_ids))
-            if limit > 0:
-                fields[number] = sampling_fields(request, limit)
+        fields = sampling_fields(requests, self._longest)
+        for request, values in zip(requests, fields, strict=True):
+            if values:
                 self._place(request.session)  # in the order of the requests, whatever thread comes first
-        if not fields:
-            return completions
-        with ThreadPoolExecutor(min(self.parallel, len(fields))) as threads:
-            answers = threads.map(lambda number: self._complete(requests[number], fields[number]), fields)
-            for number, completion in zip(fields, answers, strict=True):
-                completions[number] = completion
-        return completions
+        with ThreadPoolExecutor(self.parallel) as threads:
+            return list(threads.map(self._complete, requests, fields))
 
+    @override
     def end(self, session: str) -> None:
-        """Forget where the session was answered; the server's cache forgets by itself."""
         self._sessions.end(session)
 
+    @override
     def sleep(self) -> None:
         """Have the servers free their memory, if so configured. Every rank must call it."""
         if self.free_memory:
             self._from_first_rank(lambda server: server.sleep())
 
+    @override
     def wake(self) -> None:
-        """Have the servers take back the memory of their weights, which :meth:`sync` then brings."""
+        """Have the servers allocate their weights, which :meth:`sync` then sends. Every rank must call it."""
         if self.free_memory:
             self._from_first_rank(lambda server: server.wake("weights"))
 
+    @override
     def close(self) -> None:
-        """Leave the servers to themselves."""
-        if self._transport is not None:
-            self._transport.close()
+        if self.transport is not None:
+            self.transport.close()
+        for server in self._servers.values():
+            server.close()
         self._policy = None
 
     # --- one request ---------------------------------------------------------------------------------------------
 
-    def _complete(self, request: Request, fields: dict[str, Any]) -> Completion:
-        prompt = request.prompt_ids.tolist()
-        failure: Exception | None = None
-        for attempt in range(self.retries + 1):
-            server = self._servers[self._place(request.session)]
-            try:
-                reply = server.generate(prompt, fields)
-                if reply.finish != "abort":  # by a pause, that is by someone who brings weights
-                    label, version = self._label, self._version
-                    return completion_of(request, reply.ids, reply.logps, reply.versions, label, version)
-            except (UnreachableError, StaleWeightsError) as error:
-                failure = error
-                self._recover(server)
-            else:
-                failure = StaleWeightsError(f"{server} was paused")
-            time.sleep(min(5.0, 0.05 * 2**attempt) if attempt else 0.0)
-        raise RuntimeError(
-            f"session {request.session} has no completion after {self.retries + 1} attempts: {failure}"
-        ) from failure
+    def _complete(self, request: Request, fields: dict[str, Any] | None) -> Completion:
+        if fields is None:
+            return empty_completion(self._version)
+        temporary, attempts = (UnreachableError, StaleWeightsError), self.retries + 1
+        retrying = Retrying(
+            stop=stop_after_attempt(attempts),
+            wait=wait_exponential(multiplier=0.05, max=5),
+            retry=retry_if_exception_type(temporary),
+            reraise=True,
+        )
+        try:
+            return retrying(self._attempt, request, fields)
+        except temporary as error:
+            raise RuntimeError(
+                f"session {request.session} has no completion after {attempts} attempts: {error}"
+            ) from error
+
+    def _attempt(self, request: Request, fields: dict[str, Any]) -> Completion:
+        server = self._servers[self._place(request.session)]
+        try:
+            reply = server.generate(request.prompt_ids.tolist(), fields)
+            return completion_of(request, *reply, self._label, self._version)
+        except (UnreachableError, StaleWeightsError):
+            self._recover(server)
+            raise
 
     def _place(self, session: str) -> str:
         try:
@@ -214,7 +211,7 @@ class VLLMServerEngine(RolloutEngine):
             ) from error
 
     def _recover(self, server: VLLMServer) -> None:
-        """Bring a server the current weights if it has not got them; give it up if it stays away."""
+        """Send a server the current weights if it does not have them; give it up if it stays away."""
         with server.lock:
             if server.address in self._sessions.lost:
                 return
@@ -223,77 +220,53 @@ class VLLMServerEngine(RolloutEngine):
                     return
             except UnreachableError:
                 pass
-            if not self._try_to_bring(server):
+            if not self._send_within(server, self.restart_seconds):
                 self._give_up(server)
 
     # --- weights -------------------------------------------------------------------------------------------------
 
-    def _bring_up_to_date(self, server: VLLMServer) -> None:
+    def _sync_server(self, server: VLLMServer) -> None:
         with server.lock:
             given_up = server.address in self._sessions.lost
-            if self._try_to_bring(server, 0.0 if given_up else self.restart_seconds):
-                self._sessions.find(server.address)
+            if self._send_within(server, 0.0 if given_up else self.restart_seconds):
+                self._sessions.lost.discard(server.address)
             elif not given_up:
                 self._give_up(server)
 
-    def _try_to_bring(self, server: VLLMServer, seconds: float | None = None) -> bool:
-        """Whether the server is back within so many seconds and has the current weights now."""
-        until = time.monotonic() + (self.restart_seconds if seconds is None else seconds)
+    def _send_within(self, server: VLLMServer, seconds: float) -> bool:
+        """Whether the server is reachable within so many seconds and has the current weights now."""
+        until = time.monotonic() + seconds
         while server.wait(max(0.0, until - time.monotonic())):
-            try:
-                self._bring(server)
-            except UnreachableError:  # it died on the way
-                if time.monotonic() > until:
-                    return False
-                time.sleep(0.1)
-                continue
-            return True
+            with contextlib.suppress(UnreachableError):  # it died on the way
+                self._send_weights(server)
+                return True
+            if time.monotonic() > until:
+                break
+            time.sleep(0.1)
         return False
 
-    def _bring(self, server: VLLMServer) -> None:
+    def _send_weights(self, server: VLLMServer) -> None:
         assert self._policy is not None
+        assert self.transport is not None
         workers = server.describe()
         if not server.version().startswith(self._run):  # not the server it was at the last sync
-            self._check_model(server, workers, self._policy)
-        if self._transport is None:
-            on_gpu = self._policy.causal_lm.device.type == "cuda"
-            self._transport = Broadcast() if on_gpu else SharedFolder()
+            _check_model(server, workers, self._policy)
         server.pause()
         try:
-            self._transport.send(server, workers, self._policy, self._label)
+            self.transport.send(server, workers, self._policy, self._label)
             if self.free_memory:
                 server.wake("kv_cache")
             server.finish_sync(self._label)
         finally:
             server.resume()
 
-    @staticmethod
-    def _check_model(server: VLLMServer, workers: list[dict[str, Any]], policy: Policy) -> None:
-        own = policy.causal_lm.config.get_text_config()
-        for name, theirs in workers[0]["sizes"].items():
-            ours = getattr(own, name, None)
-            if None not in (ours, theirs) and ours != theirs:
-                raise RefusedError(
-                    f"{server} serves another model than model.policy: {name} is {theirs} there and {ours} here; start "
-                    "it with the folder or hub id of model.policy"
-                )
-        tokenizer = policy.tokenizer
-        text = str(tokenizer.decode(np.linspace(0, len(tokenizer) - 1, _PROBE_TOKENS).astype(int).tolist()))
-        theirs, ours = server.tokenize(text), tokenizer.encode(text, add_special_tokens=False)
-        if theirs is not None and theirs != ours:
-            raise RefusedError(
-                f"{server} has another tokenizer than model.policy: start it with --tokenizer set to that of the "
-                "policy, or with --skip-tokenizer-init (token ids are all that is sent)"
-            )
-
     # --- servers -------------------------------------------------------------------------------------------------
 
     def _live(self) -> list[VLLMServer]:
-        lost = self._sessions.lost
-        return [server for address, server in self._servers.items() if address not in lost]
+        return [server for address, server in self._servers.items() if address not in self._sessions.lost]
 
     def _give_up(self, server: VLLMServer) -> None:
-        self._sessions.lose(server.address)
+        self._sessions.lost.add(server.address)
         warnings.warn(
             f"{server} is away for more than {self.restart_seconds:g} s: the others take over its sessions",
             RuntimeWarning,
@@ -312,3 +285,26 @@ class VLLMServerEngine(RolloutEngine):
             for server in self._live():
                 with contextlib.suppress(UnreachableError):  # sync, which comes next, waits for it
                     do(server)
+
+
+def _check_model(server: VLLMServer, workers: list[dict[str, Any]], policy: Policy) -> None:
+    """Refuse a server whose model has other sizes than the policy's, or that tokenizes otherwise.
+
+    Raises:
+        RefusedError: it does.
+    """
+    own = policy.causal_lm.config.get_text_config()
+    for name, theirs in workers[0]["sizes"].items():
+        ours = getattr(own, name, None)
+        if None not in (ours, theirs) and ours != theirs:
+            raise RefusedError(
+                f"{server} serves another model than model.policy: {name} is {theirs} there and {ours} here; start "
+                "it with the folder or hub id of model.policy"
+            )
+    tokenizer = policy.tokenizer
+    text = str(tokenizer.decode(np.linspace(0, len(tokenizer) - 1, _PROBE_TOKENS).astype(int).tolist()))
+    if server.tokenize(text) not in (None, tokenizer.encode(text, add_special_tokens=False)):
+        raise RefusedError(
+            f"{server} has another tokenizer than model.policy: start it with --tokenizer set to that of the "
+            "policy, or with --skip-tokenizer-init (token ids are all that is sent)"
+        )

@@ -1,4 +1,4 @@
-"""The policy's weights as a checkpoint names them: what vLLM's models know how to load."""
+"""The policy's weights under the names of a checkpoint, as vLLM's models load them."""
 
 from __future__ import annotations
 
@@ -26,20 +26,17 @@ class PolicyWeights:
 
     def __init__(self, policy: Policy, dtype: str | None = None) -> None:
         self._dtype: torch.dtype | None = None if dtype is None else getattr(torch, dtype)
-        self._adapted: dict[str, Any] = {}
-        own: dict[str, Tensor] = {}
         model = policy.causal_lm
-        if policy.lora is not None:
-            self._adapted = {
-                f"{name}.weight": module
-                for name, module in model.named_modules()
-                if hasattr(module, "get_delta_weight")
-            }
-        for name, parameter in model.named_parameters():
-            if ".lora_" in name:
-                continue
-            own[name.replace(".base_layer.", ".")] = parameter.detach()
-        # Where Transformers stores weights as checkpoints do, this gives back what it gets.
+        modules = ((f"{name}.weight", module) for name, module in model.named_modules())
+        self._adapted: dict[str, Any] = {
+            name: module for name, module in modules if hasattr(module, "get_delta_weight")
+        }
+        own = {
+            name.replace(".base_layer.", "."): parameter.detach()
+            for name, parameter in model.named_parameters()
+            if ".lora_" not in name
+        }
+        # The identity where Transformers stores weights as checkpoints do.
         self._tensors: dict[str, Tensor] = revert_weight_conversion(model, own)
 
     @torch.no_grad()
@@ -49,15 +46,17 @@ class PolicyWeights:
             yield name, self._whole(name, tensor)
 
     def describe(self) -> list[Weight]:
-        """What :meth:`__iter__` will give, in its order."""
-        found = []
-        for name, tensor in self._tensors.items():
-            dtype = str(self._dtype if self._dtype and tensor.is_floating_point() else tensor.dtype)
-            found.append(Weight(name, dtype.removeprefix("torch."), tuple(tensor.shape)))
-        return found
+        """Name, type and shape of each tensor, in the order of :meth:`__iter__`."""
+        return [
+            Weight(name, str(self._dtype_of(tensor)).removeprefix("torch."), tuple(tensor.shape))
+            for name, tensor in self._tensors.items()
+        ]
+
+    def _dtype_of(self, tensor: Tensor) -> torch.dtype:
+        return self._dtype if self._dtype and tensor.is_floating_point() else tensor.dtype
 
     def _whole(self, name: str, tensor: Tensor) -> Tensor:
         if name in self._adapted:
             module = self._adapted[name]
             tensor = tensor + sum(module.get_delta_weight(adapter) for adapter in module.active_adapters)
-        return tensor.to(self._dtype) if self._dtype and tensor.is_floating_point() else tensor
+        return tensor.to(self._dtype_of(tensor))

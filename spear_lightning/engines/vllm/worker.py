@@ -1,4 +1,4 @@
-"""What runs in vLLM's workers: the receiving end of a weight sync.
+"""The receiving end of a weight sync, in vLLM's workers.
 
 vLLM mixes :class:`WeightReceiver` into its workers when it is started with
 ``--worker-extension-cls spear_lightning.engines.vllm.worker.WeightReceiver``; its methods are then called by
@@ -7,7 +7,8 @@ vLLM mixes :class:`WeightReceiver` into its workers when it is started with
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,20 @@ from torch import Tensor
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined] # they are there
 
 from spear_lightning.engines.vllm.buckets import Weight, join, receive
+
+
+def _reporting(method: Callable[..., None]) -> Callable[..., str]:
+    """A method that returns its failure, or nothing: an exception would end the whole engine."""
+
+    @functools.wraps(method)
+    def call(self: WeightReceiver, *arguments: Any) -> str:
+        try:
+            method(self, *arguments)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+    return call
 
 
 class WeightReceiver:
@@ -33,38 +48,31 @@ class WeightReceiver:
         """The model that is served, in JSON.
 
         Returns:
-            ``architecture`` and those sizes that tell models apart, ``dtype`` of the weights, ``device`` and the
-            ``group`` that the worker receives weights in (empty if none).
+            ``sizes`` that tell models apart, ``dtype`` of the weights, ``device`` and the ``group`` that the worker
+            receives weights in (empty if none).
         """
         model = self.vllm_config.model_config
         text = model.hf_text_config
         sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
         return {
-            "architecture": str((model.hf_config.architectures or [""])[0]),
             "sizes": {name: getattr(text, name, None) for name in sizes},
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": torch.device(self.device).type,
             "group": getattr(self, "_spear_group_name", ""),
         }
 
-    def spear_load_folder(self, folder: str) -> dict[str, Any]:
-        """Take the weights in a folder's safetensors files.
-
-        Returns:
-            ``failure``: empty, or what went wrong (an exception would end the whole engine).
-        """
-        try:
-            self._spear_load(_read(Path(folder)))
-        except Exception as error:
-            return {"failure": f"{type(error).__name__}: {error}"}
-        return {"failure": ""}
+    @_reporting
+    def spear_load_folder(self, folder: str) -> None:
+        """Load the safetensors files of a folder."""
+        self._spear_load(_read(Path(folder)))
 
     def spear_load_tensors(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Take weights that lie in this very process."""
+        """Load tensors of this very process."""
         self._spear_load(iter(weights))
 
-    def spear_join(self, name: str, backend: str, host: str, port: int, size: int, seconds: float) -> dict[str, Any]:
-        """Join the group that weights are broadcast in; returns as :meth:`spear_load_folder`.
+    @_reporting
+    def spear_join(self, name: str, backend: str, host: str, port: int, size: int, seconds: float) -> None:
+        """Join the process group that weights are broadcast in.
 
         Args:
             name: of the group; :meth:`spear_describe` tells it.
@@ -72,32 +80,27 @@ class WeightReceiver:
             host: where the trainer waits.
             port: of the trainer's store there.
             size: number of members, the trainer included.
-            seconds: after which who does not answer has failed.
+            seconds: after which a member that does not answer has failed.
         """
         self._spear_group_name = ""
-        try:
-            store = TCPStore(host, port, size, False, timedelta(seconds=seconds))
-            self._spear_group = join(backend, PrefixStore(name, store), self.rank + 1, size, seconds)
-        except Exception as error:
-            return {"failure": f"{type(error).__name__}: {error}"}
+        store = TCPStore(host, port, size, False, timedelta(seconds=seconds))
+        self._spear_group = join(backend, PrefixStore(name, store), self.rank + 1, size, seconds)
         self._spear_group_name = name
-        return {"failure": ""}
 
-    def spear_receive(self, backend: str, weights: Sequence[Sequence[Any]]) -> dict[str, Any]:
-        """Receive weights by broadcast and take them; returns as :meth:`spear_load_folder`.
+    @_reporting
+    def spear_receive(self, backend: str, weights: Sequence[Sequence[Any]]) -> None:
+        """Receive weights by broadcast and load them.
 
         Args:
             backend: of the group; gloo moves memory of the CPU.
             weights: name, type and shape of each, in the order they are sent in.
         """
         expected = [Weight(name, dtype, tuple(shape)) for name, dtype, shape in weights]
-        stream = receive(self._spear_group, expected, torch.device(self.device if backend == "nccl" else "cpu"))
-        try:
-            self._spear_load(stream)
-        except Exception as error:
-            self._spear_group_name = ""  # who has not received everything is out of step
-            return {"failure": f"{type(error).__name__}: {error}"}
-        return {"failure": ""}
+        name, self._spear_group_name = self._spear_group_name, ""  # who has not received everything is out of step
+        self._spear_load(
+            receive(self._spear_group, expected, torch.device(self.device if backend == "nccl" else "cpu"))
+        )
+        self._spear_group_name = name
 
     def _spear_load(self, weights: Iterator[tuple[str, Tensor]]) -> None:
         self.reload_weights(weights_iterator=weights)  # type: ignore[attr-defined] # of vLLM's worker
