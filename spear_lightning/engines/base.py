@@ -1,14 +1,19 @@
-"""The border between playing and generating: token ids in, token ids and behaviour log-probabilities out."""
+"""The interface of engines: token ids in, token ids and behaviour log-probabilities out."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
+from annotated_types import Ge, Lt
+from typing_extensions import override
+
+from spear_lightning.utils.ranges import NotNegative, Positive, Share, in_range
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +21,7 @@ if TYPE_CHECKING:
     from spear_lightning.policy.policy import Policy
 
 
+@in_range
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How tokens are drawn.
@@ -26,13 +32,16 @@ class Sampling:
         stop_ids: token ids that end a response; the stop token belongs to the response.
         top_p: nucleus; 1 keeps everything. Only for evaluation: in training it would bias the importance ratio.
         top_k: number of tokens kept; 0 keeps everything. Only for evaluation.
+
+    Raises:
+        ValueError: a number is out of range.
     """
 
-    max_new_tokens: int
-    temperature: float = 1.0
+    max_new_tokens: Positive
+    temperature: Annotated[float, Ge(0), Lt(math.inf)] = 1.0
     stop_ids: tuple[int, ...] = ()
-    top_p: float = 1.0
-    top_k: int = 0
+    top_p: Share = 1.0
+    top_k: NotNegative = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +101,14 @@ class CompletionStream(ABC):
 
     @abstractmethod
     def poll(self) -> dict[str, Completion]:
-        """Go on for a moment; the completions that are finished since, by session, perhaps none."""
+        """Generate for a moment; the completions that are finished since, by session, perhaps none."""
 
     @abstractmethod
     def close(self) -> None:
-        """Nobody waits for the rest."""
+        """Drop what is unfinished."""
 
     def finish(self) -> dict[str, Completion]:
-        """Go on until nothing is unfinished; the completions by session."""
+        """Generate until nothing is unfinished; the completions by session."""
         completions: dict[str, Completion] = {}
         while self.unfinished:
             completions |= self.poll()
@@ -118,21 +127,21 @@ class BatchStream(CompletionStream):
         self._requests: dict[str, Request] = {}
 
     @property
+    @override
     def unfinished(self) -> int:
-        """Number of requests whose completion has not been given out."""
         return len(self._requests)
 
+    @override
     def submit(self, requests: Sequence[Request]) -> None:
-        """Remember requests for the next poll."""
         self._requests |= {request.session: request for request in requests}
 
+    @override
     def poll(self) -> dict[str, Completion]:
-        """Answer all that has come in."""
         requests, self._requests = self._requests, {}
         return dict(zip(requests, self._engine.generate(list(requests.values())), strict=True)) if requests else {}
 
+    @override
     def close(self) -> None:
-        """Forget what has come in."""
         self._requests = {}
 
 
@@ -142,13 +151,13 @@ class RolloutEngine(ABC):
     A base class and not a protocol, so that a configuration can name an engine by its class name alone.
 
     Attributes:
-        trains: whether it generates with the policy's weights and tells log-probabilities, so that one can train on it.
+        trains: whether it generates with the policy's weights and gives log-probabilities, as training needs.
     """
 
     trains: ClassVar[bool] = True
 
     def prepare(self, policy: Policy, device: torch.device) -> None:  # noqa: B027 - an engine may need nothing
-        """Look whether what it needs is there, before anything else of a run is started.
+        """Check that its requirements are met, before anything else of a run is started.
 
         Args:
             policy: that it will be synced with; its weights need not be whole yet.

@@ -1,4 +1,4 @@
-"""What an engine does with a list of requests before it computes anything."""
+"""Checking requests and grouping them by length."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ from spear_lightning.engines.base import Request
 
 
 def check_requests(requests: Sequence[Request], vocabulary: int) -> None:
-    """Refuse what cannot be generated from.
+    """Refuse malformed requests.
 
     Args:
         requests: of one call.
         vocabulary: number of token ids the model knows.
 
     Raises:
-        ValueError: two requests share a session, a prompt is empty or has an unknown token id, a sampling setting is
-            out of range.
+        ValueError: two requests share a session, or a prompt is empty or has an unknown token id.
     """
     if len({request.session for request in requests}) < len(requests):
         raise ValueError("two requests of one call have the same session")
     for request in requests:
-        ids, sampling = request.prompt_ids, request.sampling
+        ids = request.prompt_ids
         if not len(ids):
             raise ValueError(f"session {request.session}: the prompt is empty")
         low, high = int(ids.min()), int(ids.max())
@@ -30,18 +29,10 @@ def check_requests(requests: Sequence[Request], vocabulary: int) -> None:
                 f"session {request.session}: the prompt has token id {low if low < 0 else high}, but the model's "
                 f"vocabulary has {vocabulary} entries"
             )
-        if sampling.max_new_tokens < 1:
-            raise ValueError(f"sampling.max_new_tokens must be at least 1, not {sampling.max_new_tokens}")
-        if not 0 <= sampling.temperature < float("inf"):
-            raise ValueError(f"sampling.temperature must be 0 or above, not {sampling.temperature}")
-        if not 0 < sampling.top_p <= 1:
-            raise ValueError(f"sampling.top_p must be above 0 and at most 1, not {sampling.top_p}")
-        if sampling.top_k < 0:
-            raise ValueError(f"sampling.top_k must not be negative: {sampling.top_k}")
 
 
 def similar_lengths(lengths: Sequence[int], *, most_tokens: int, pass_tokens: int = 128) -> list[list[int]]:
-    """Group sequences by length such that padding and forward passes together cost least.
+    """Group sequences by length at the least cost of padding and forward passes.
 
     A group costs its number of rows times its longest length, plus what a pass costs by itself. The best cut of the
     sorted lengths is found exactly, going from short to long.

@@ -109,7 +109,7 @@ def message_of(capsys, tmp_path, cache, *arguments: str) -> str:
             ["http://127.0.0.1:9 (data.engine.addresses) cannot be reached", "--worker-extension-cls"],
         ),
         (["--data.engine.init_args.cache_gib=1e6"], ["data.engine.cache_gib", "GiB are free", "lower it"]),
-        (["--data.engine.init_args.cache_gib=0"], ["engine.cache_gib"]),
+        (["--data.engine.init_args.cache_gib=0"], ["HuggingFaceEngine.cache_gib must be above 0, not 0"]),
         (["--data.schedule=Lockstep", "--data.schedule.init_args.count=0"], ["data.schedule.count"]),
         (["--ckpt_path=no/such.ckpt"], ["no/such.ckpt"]),
     ],

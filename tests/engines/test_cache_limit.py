@@ -77,7 +77,7 @@ def test_memory_does_not_grow(tiny_policy):
         for one, given in zip(asked, engine.generate(asked), strict=True):
             check(given, one_by_one(policy, one))
     assert {buffer.untyped_storage().data_ptr() for buffer in cache._keys + cache._values} == places
-    assert cache._rows * cache.columns <= 200
+    assert cache.rows * cache.columns <= 200
     assert sum(b.untyped_storage().nbytes() for b in cache._keys + cache._values) == 200 * TOKEN
 
 
@@ -100,7 +100,7 @@ def test_a_cache_that_is_larger_than_memory_is_refused(tiny_policy):
 
 @pytest.mark.parametrize("setting", [0.0, -1.0, float("nan")])
 def test_bad_limit(setting):
-    with pytest.raises(ValueError, match=r"engine\.cache_gib must be above 0"):
+    with pytest.raises(ValueError, match=r"HuggingFaceEngine\.cache_gib must be above 0"):
         HuggingFaceEngine(cache_gib=setting)
 
 
@@ -137,8 +137,8 @@ def test_rows_keep_their_contents_in_another_shape():
 def test_who_continues_a_batch_keeps_its_row():
     rows = SessionRows()
     names = [rows.session(name) for name in "abcdef"]
-    assert rows.seat(names, range(0), 4) == range(6)
-    assert rows.seat(names[3:], range(0), 4) == range(3, 6), "the second half goes on where it stands"
+    assert rows.allocate(names, range(0), 4) == range(6)
+    assert rows.allocate(names[3:], range(0), 4) == range(3, 6), "the second half goes on where it stands"
     assert [session.row for session in names] == list(range(6))
-    assert rows.seat([names[5]], range(3), 4) == range(4)
+    assert rows.allocate([names[5]], range(3), 4) == range(4)
     assert sorted(session.row for session in names) == list(range(6))

@@ -376,16 +376,27 @@ def test_bfloat16(tiny_policy):
         ([request("a", [5]), request("a", [6])], "same session"),
         ([request("a", [5, 1000])], "token id 1000"),
         ([request("a", [-1, 5])], "token id -1"),
-        ([request("a", [5], max_new_tokens=0)], "max_new_tokens"),
-        ([request("a", [5], temperature=-1.0)], "temperature"),
-        ([request("a", [5], temperature=float("nan"))], "temperature"),
-        ([request("a", [5], top_p=0.0)], "top_p"),
-        ([request("a", [5], top_k=-1)], "top_k"),
     ],
 )
 def test_malformed_requests(tiny_policy, asked, message):
     with pytest.raises(ValueError, match=message):
         engine_of(tiny_policy()).generate(asked)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, not 0"),
+        ({"temperature": -1.0}, "temperature must be at least 0 and below inf, not -1.0"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
+        ({"top_p": 0.0}, "top_p must be above 0 and at most 1, not 0.0"),
+        ({"top_k": -1}, "top_k must be at least 0, not -1"),
+    ],
+)
+def test_sampling_out_of_range(settings, message):
+    with pytest.raises(ValueError, match=rf"Sampling\.{message}"):
+        Sampling(**{"max_new_tokens": 1, **settings})
 
 
 def test_models_without_an_ordinary_cache_are_refused(tiny_policy):
@@ -396,7 +407,7 @@ def test_models_without_an_ordinary_cache_are_refused(tiny_policy):
 
 @pytest.mark.parametrize("settings", [{"max_batch": 0}, {"max_length": 1}])
 def test_bad_settings(settings):
-    with pytest.raises(ValueError, match=rf"engine\.{next(iter(settings))}"):
+    with pytest.raises(ValueError, match=rf"HuggingFaceEngine\.{next(iter(settings))} must be at least"):
         HuggingFaceEngine(**settings)
 
 

@@ -1,4 +1,4 @@
-"""Which episode stands in which row of the key-value cache, and who has to leave when it is full."""
+"""Allocation of the key-value cache's rows to episodes, and eviction when it is full."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _FULL = (
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """An episode and what the cache knows of it.
+    """An episode and its part of the cache.
 
     Attributes:
         name: of the episode.
         row: of the cache; -1 while it has none.
         ids: token ids whose keys and values stand in the row.
-        used: number of the admission that used it last.
+        used: LRU clock when it was last used.
     """
 
     name: str
@@ -39,14 +39,14 @@ class Session:
 
 
 class SessionRows:
-    """The rows of a cache and their sessions.
+    """Allocates the rows of a cache to sessions.
 
     Args:
         capacity: most tokens of the cache, rows times columns; ``None`` has no limit.
 
     Attributes:
         cache: the keys and values.
-        evicted: number of sessions that had to leave a full cache so far.
+        evicted: number of sessions evicted from a full cache so far.
     """
 
     def __init__(self, capacity: int | None = None) -> None:
@@ -63,7 +63,7 @@ class SessionRows:
         return session
 
     def tick(self) -> None:
-        """What is used from now on has been used later than all before."""
+        """Advance the LRU clock."""
         self._clock += 1
 
     def end(self, name: str) -> None:
@@ -74,12 +74,12 @@ class SessionRows:
 
     # --- a batch in neighbouring rows ----------------------------------------------------------------------------
 
-    def seat(self, sessions: Sequence[Session], block: range, columns: int) -> range:
-        """Give sessions rows that continue those of a batch. Who has one there keeps it: moving is what costs.
+    def allocate(self, sessions: Sequence[Session], block: range, columns: int) -> range:
+        """Give sessions rows that continue those of a batch. A session with one there keeps it: moving costs.
 
         Args:
             sessions: that join, not in the batch.
-            block: rows of the batch; empty if there is none yet, and then it begins where most of them stand already.
+            block: rows of the batch; if it is empty, the new one begins where most of the sessions' rows are already.
             columns: that each row must have.
 
         Returns:
@@ -88,7 +88,7 @@ class SessionRows:
         if not block:
             block = range(start := self._best_start(sessions), start)
         count = max(block.stop + len(sessions), len(self._rows) + sum(session.row < 0 for session in sessions))
-        if not self._fit(count, columns):
+        if not self.fits(columns, count):
             block = self.evict(block, columns, sessions)
         joined = range(block.start, block.stop + len(sessions))
         new = range(block.stop, joined.stop)
@@ -118,32 +118,29 @@ class SessionRows:
         return max(rows, key=lambda row: (counts[row], -row), default=0)
 
     def _place(self, session: Session, row: int, batch: range) -> None:
-        """Bring a session to a row of its batch; who stands there moves out of the way."""
+        """Move a session to a row of its batch; its occupant moves out of the way."""
         occupant = self._rows[row]
-        if session.row >= 0:
-            self.exchange([session.row], [row], max(len(session.ids), 0 if occupant is None else len(occupant.ids)))
-            return
-        if occupant is not None:
+        if session.row < 0:
             free = (at for at, other in enumerate(self._rows) if other is None and at not in batch)
-            target = next(free, len(self._rows))
-            if target == len(self._rows):
-                self._rows.append(None)
-            self.exchange([row], [target], len(occupant.ids))
-        session.row = row
-        self._rows[row] = session
+            session.row = row if occupant is None else next(free, len(self._rows))
+            self._rows[session.row : session.row + 1] = [session]
+        if session.row != row:
+            self.exchange([session.row], [row], max(len(session.ids), 0 if occupant is None else len(occupant.ids)))
 
     # --- memory --------------------------------------------------------------------------------------------------
 
     def reserve(self, columns: int) -> None:
-        """Make room for so many columns in every row; who cannot be sure asks :meth:`fits` before."""
+        """Make room for so many columns in every row, which must fit (:meth:`fits`)."""
         self.cache.reserve(len(self._rows), columns)
 
-    def fits(self, columns: int) -> bool:
-        """Whether all rows fit into the cache when they have so many columns."""
-        return self._fit(len(self._rows), columns)
+    def fits(self, columns: int, rows: int | None = None) -> bool:
+        """Whether so many rows (by default those there are) fit into the cache when they have so many columns."""
+        capacity = self.cache.capacity
+        count = len(self._rows) if rows is None else rows
+        return capacity is None or count * max(columns, self.cache.columns) <= capacity
 
     def evict(self, block: range, columns: int, joining: Sequence[Session] = ()) -> range:
-        """Make room: unused rows go, and then the sessions that were used longest ago.
+        """Make room: drop unused rows, then the least recently used sessions.
 
         Args:
             block: rows of the batch, which stays.
@@ -165,8 +162,8 @@ class SessionRows:
                 logger.warning(_FULL)
             self.evicted += 1
         self.cache.reserve(len(self._rows), 0)
-        seated = [session for session in joining if session.row >= 0]
-        order = [*batch, *seated, *sorted(idle, key=lambda session: session.row)]
+        placed = [session for session in joining if session.row >= 0]
+        order = [*batch, *placed, *sorted(idle, key=lambda session: session.row)]
         for target, session in enumerate(order):
             if session.row != target:
                 self.exchange([target], [session.row], width)
@@ -174,7 +171,3 @@ class SessionRows:
         longest = max((len(session.ids) for session in idle), default=0)
         self.cache.resize(len(staying) + len(idle), max(columns, longest))
         return range(len(batch))
-
-    def _fit(self, rows: int, columns: int) -> bool:
-        capacity = self.cache.capacity
-        return capacity is None or rows * max(columns, self.cache.columns) <= capacity

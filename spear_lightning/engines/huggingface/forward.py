@@ -14,18 +14,18 @@ from spear_lightning.engines.batches import similar_lengths
 from spear_lightning.engines.huggingface.jobs import Job
 from spear_lightning.engines.huggingface.kv_cache import KeyValueRows
 from spear_lightning.engines.huggingface.llama import LlamaForward
-from spear_lightning.engines.huggingface.masks import AttentionMasks, masks_of
+from spear_lightning.engines.huggingface.masks import AttentionMasks
 from spear_lightning.policy.policy import Policy
 
 PREFILL_TOKENS = 16_384
 """Tokens of a pass over prompts at most."""
 
-# On a CPU few enough for its caches to hold what lies between two operations.
+# Few enough for a CPU's caches to hold intermediate results.
 _PREFILL_TOKENS_ON = {"cpu": 2048}
 
 
 class CachedForward:
-    """The policy's model, fed with what is new in each row.
+    """The policy's model, fed with the new tokens of each row.
 
     Args:
         policy: to compute with; referred to. Small weights may be copied (:meth:`refresh`).
@@ -36,19 +36,37 @@ class CachedForward:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        self._masks: AttentionMasks = masks_of(policy)
-        self._weight = next(policy.parameters())
+        self._masks = AttentionMasks(policy.causal_lm)
+        self._weights = tuple(policy.parameters())
         self._llama = LlamaForward(policy) if LlamaForward.fits(policy) else None
+        self._written = self._count_writes()
 
     @property
     def device(self) -> torch.device:
         """Where it computes."""
-        return self._weight.device
+        return self._weights[0].device
 
     def refresh(self) -> None:
         """Take over the weights as they are now."""
         if self._llama is not None:
             self._llama.refresh()
+        self._weights = tuple(self.policy.parameters())
+        self._written = self._count_writes()
+
+    def check_weights(self) -> None:
+        """Refuse to go on with weights that have changed.
+
+        Raises:
+            RuntimeError: they have since the last :meth:`refresh`.
+        """
+        if self._count_writes() != self._written:
+            raise RuntimeError(
+                "the policy's weights have changed since HuggingFaceEngine.sync: call it after every update"
+            )
+
+    def _count_writes(self) -> int:
+        """PyTorch's own count of in-place changes."""
+        return sum(weight._version for weight in self._weights)
 
     def token_bytes(self) -> int:
         """Bytes that the keys and values of a token take, found by feeding one."""
@@ -59,11 +77,11 @@ class CachedForward:
         return cache.token_bytes
 
     def prefill(self, cache: KeyValueRows, jobs: Sequence[Job]) -> Tensor:
-        """Feed what is new of the prompts, in groups of similar length; the logits after each, ``(jobs, vocabulary)``.
+        """Feed the new tokens of prompts, in groups of similar length; the logits after each, ``(jobs, vocabulary)``.
 
         Args:
             cache: with room for the prompts.
-            jobs: seated; ordered by row, so that neighbours are fed as a view.
+            jobs: with rows; ordered by row, so that neighbours are fed as a view.
         """
         device = self.device
         new = [len(job.prompt) - job.known for job in jobs]
@@ -81,8 +99,8 @@ class CachedForward:
             if rows == list(range(rows[0], rows[0] + len(rows))):
                 place = slice(rows[0], rows[0] + len(rows))
             columns = starts[:, None] + torch.arange(tokens, device=device)
-            # What pads a row is written beyond its length, at most into the column behind all of them; its position
-            # must still be one the model knows.
+            # Padding is written beyond a row's length, at most into the column behind all of them; its position must
+            # still be one the model knows.
             longest = max(len(job.prompt) for job in chosen)
             width = min(longest + 1, max(job.known for job in chosen) + tokens)
             positions = torch.minimum(columns, (starts + lasts)[:, None])
@@ -97,7 +115,7 @@ class CachedForward:
     def decode(self, cache: KeyValueRows, jobs: Sequence[Job], first: int, tokens: Tensor) -> Tensor:
         """Feed one token to each of the neighbouring rows from ``first`` on; the logits after it.
 
-        Rows that are done stay where they are: what is fed to them stands beyond what they keep.
+        Rows that are done stay in place: they are fed too, beyond the columns that they keep.
         """
         lengths = [job.length - 1 for job in jobs]
         columns = torch.tensor(lengths, device=tokens.device)[:, None]
@@ -127,7 +145,7 @@ class CachedForward:
             width: number of columns to attend to.
         """
         cache.open(rows, columns, width)
-        mask = self._masks(columns, width, self._weight.dtype)
+        mask = self._masks(columns, width, self._weights[0].dtype)
         if self._llama is not None:
             assert isinstance(mask, Tensor)
             return self._llama(ids, lasts, positions, mask, cache)

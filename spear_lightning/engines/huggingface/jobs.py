@@ -1,4 +1,4 @@
-"""Requests that are being answered, and what they need not have computed."""
+"""State of a request that is being answered."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Job:
     """A request that is being answered.
 
     Attributes:
-        request: as asked.
+        request: to answer.
         limit: of new tokens, at least 1.
         session: its row of the cache.
         known: tokens of the prompt that stand in the row.
@@ -44,7 +44,7 @@ class Job:
 
     @property
     def columns(self) -> int:
-        """Most columns that it needs: the last token is drawn, but not fed; one more for what pads other prompts."""
+        """Most columns that it needs: all tokens but the last, which is not fed, and one for other prompts' padding."""
         return len(self.prompt) + self.limit
 
     @property
@@ -57,15 +57,15 @@ class Job:
         """Token ids whose keys and values stand in its row when it is done."""
         return np.concatenate([self.prompt, np.array(self.tokens[:-1], np.int32)])
 
-    def take(self, token: int, logp: float, entropy: float) -> None:
-        """Take in a token that was drawn."""
+    def append(self, token: int, logp: float, entropy: float) -> None:
+        """Append a token."""
         self.tokens.append(token)
         self.logps.append(logp)
         self.entropies.append(entropy)
         self.stopped = token in self.request.sampling.stop_ids
 
     def completion(self, version: int) -> Completion:
-        """What was generated, with weights of that version."""
+        """The response, generated with weights of that version."""
         return Completion(
             ids=np.array(self.tokens, np.int32),
             logps=np.array(self.logps, np.float32),

@@ -2,7 +2,7 @@
 
 Hugging Face caches append the same number of columns to every row, so rows of different length need holes and masks
 that remember them. Here a row's tokens stand in columns 0, 1, 2, … without holes: the column of a token *is* its
-position, cutting a row back to a common prefix is changing its length, and what stands beyond it is never looked at.
+position, cutting a row back to a common prefix is changing its length, and columns beyond it are never read.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ class KeyValueRows(Cache):
     Args:
         capacity: most tokens, rows times columns. All of it is allocated at the first pass, so that nothing has to grow
             later; ``None`` grows as needed.
+
+    Attributes:
+        rows: allocated.
+        columns: of each row.
     """
 
     def __init__(self, capacity: int | None = None) -> None:
@@ -29,14 +33,9 @@ class KeyValueRows(Cache):
         self.capacity = capacity
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
-        self._rows = 0
-        self._columns = 0
+        self.rows = 0
+        self.columns = 0
         self.open(slice(0, 0), torch.zeros(0, 0, dtype=torch.long), 0)
-
-    @property
-    def columns(self) -> int:
-        """Of each row."""
-        return self._columns
 
     @property
     def token_bytes(self) -> int:
@@ -50,26 +49,26 @@ class KeyValueRows(Cache):
         Raises:
             ValueError: that is more than the capacity (who calls makes room first, :meth:`resize`).
         """
-        if rows <= self._rows and columns <= self._columns:
+        if rows <= self.rows and columns <= self.columns:
             return
-        rows, wanted = max(rows, self._rows), max(columns, self._columns)
-        if columns > self._columns:
+        rows, wanted = max(rows, self.rows), max(columns, self.columns)
+        if columns > self.columns:
             # Half as much again, so that growing token by token copies little; multiples of 64.
-            wanted = -(-max(columns, self._columns * 3 // 2) // 64) * 64
+            wanted = -(-max(columns, self.columns * 3 // 2) // 64) * 64
         if self.capacity is not None:
             wanted = max(columns, min(wanted, self.capacity // rows))
         self.resize(rows, wanted)
 
     def resize(self, rows: int, columns: int) -> None:
-        """Have exactly so many rows and columns; what stands in both shapes stays.
+        """Have exactly so many rows and columns; the contents that fit into both shapes stay.
 
         Raises:
             ValueError: that is more than the capacity.
         """
         if self.capacity is not None and rows * columns > self.capacity:
             raise ValueError(f"{rows} rows of {columns} columns are more than a cache of {self.capacity} tokens holds")
-        kept_rows, kept_columns = min(rows, self._rows), min(columns, self._columns)
-        self._rows, self._columns = rows, columns
+        kept_rows, kept_columns = min(rows, self.rows), min(columns, self.columns)
+        self.rows, self.columns = rows, columns
         for buffers in (self._keys, self._values):
             for layer, old in enumerate(buffers):
                 kept = old[:kept_rows, :, :kept_columns]
@@ -133,17 +132,17 @@ class KeyValueRows(Cache):
         heads, size = like.shape[1], like.shape[3]
         # Zeros, not empty: masked columns get weight 0, and 0 times what memory may hold (NaN) is NaN.
         if self.capacity is None:
-            return like.new_zeros(self._rows, heads, self._columns, size)
+            return like.new_zeros(self.rows, heads, self.columns, size)
         return self._shaped(like.new_zeros(self.capacity * heads * size), heads, size)
 
     def _shaped(self, memory: Tensor, heads: int, size: int) -> Tensor:
         """The rows and columns of now in the memory that a tensor stands in."""
-        shape = (self._rows, heads, self._columns, size)
+        shape = (self.rows, heads, self.columns, size)
         return memory.new_empty(0).set_(memory.untyped_storage(), 0, shape)  # type: ignore[call-overload, no-any-return]
 
     def _place(self, heads: int) -> Tensor:
         """Where the new tokens are written in a buffer seen as a list of vectors; the same for all layers alike."""
         if heads not in self._places:
             lines = self._numbers * heads + torch.arange(heads, device=self._numbers.device)[:, None]
-            self._places[heads] = (lines * self._columns + self._new).flatten()
+            self._places[heads] = (lines * self.columns + self._new).flatten()
         return self._places[heads]

@@ -1,4 +1,4 @@
-"""The forward pass of models of Llama's architecture over a cache, written out.
+"""The forward pass of models of Llama's architecture over a cache, with few operations.
 
 Generating with a small model, most of the time goes into calling many small operations. The models' own code is made
 for every use; this one generates only, and needs about half as many. It uses the model's own modules and weights:
@@ -22,7 +22,7 @@ from spear_lightning.engines.huggingface.ops import (
     LARGE_WEIGHT,
     Attention,
     FusedLinear,
-    Rotations,
+    RopeTable,
     linear,
     linear_of,
     rms_norm,
@@ -37,7 +37,7 @@ _Map = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """What a layer consists of; looked up once, because it is called for every token."""
+    """The operations of a layer; looked up once, because they are called for every token."""
 
     norm: _Map
     inputs: FusedLinear
@@ -75,7 +75,7 @@ class LlamaForward:
 
     def __init__(self, policy: Policy) -> None:
         model, head = policy.causal_lm.base_model, policy.causal_lm.get_output_embeddings()
-        self._embed, self._rotations, self._norm = model.embed_tokens, Rotations(model.rotary_emb), _norm(model.norm)
+        self._embed, self._rope, self._norm = model.embed_tokens, RopeTable(model.rotary_emb), _norm(model.norm)
         self._layers = [_Layer.of(layer) for layer in model.layers]
         self._scale, self._size = model.layers[0].self_attn.scaling, model.layers[0].self_attn.head_dim
         self._heads, self._key_heads = model.config.num_attention_heads, model.config.num_key_value_heads
@@ -109,7 +109,7 @@ class LlamaForward:
         """Logits after each row's last token, ``(rows, vocabulary)``.
 
         Args:
-            ids: what is new in each row, ``(rows, tokens)``.
+            ids: new tokens of each row, ``(rows, tokens)``.
             lasts: index of each row's last token within ``ids``, ``(rows,)``.
             positions: of the tokens, ``(rows, tokens)``.
             mask: added to the scores, ``(rows, 1, tokens, columns)``.
@@ -117,7 +117,7 @@ class LlamaForward:
         """
         shape = ids.shape
         hidden = self._embed(ids.flatten())
-        angles = self._rotations(hidden, positions, mask.shape[-1])
+        angles = self._rope(hidden, positions, mask.shape[-1])
         attend = Attention(mask, positions, self._key_heads, self._scale)
         for number, layer in enumerate(self._layers):
             inputs = layer.inputs.together(layer.norm(hidden)).view(*shape, -1, self._size)

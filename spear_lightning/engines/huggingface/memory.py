@@ -11,11 +11,11 @@ _UNLIMITED = 2**60  # cgroups write "max", or a number near 2**63
 
 
 def free_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
-    """Memory that can still be allocated on a device; ``None`` where nothing tells.
+    """Memory in bytes that can still be allocated on a device; ``None`` where it is unknown.
 
     Args:
-        device: a GPU, or the CPU: then what the machine has, or what the control group still allows.
-        root: of the files that Linux tells it by.
+        device: a GPU, or the CPU: then the machine's available memory, or what its control group still allows.
+        root: of ``/proc`` and ``/sys``.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)

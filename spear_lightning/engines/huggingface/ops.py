@@ -1,4 +1,4 @@
-"""Operations of a forward pass that generates, each in the form that is fastest for what is computed.
+"""Operations of generation, each in the form that is fastest for the shapes at hand.
 
 They round differently from the usual forms and are equal to them otherwise. How much each gains is measured by
 ``benchmarks/operations.py``.
@@ -77,7 +77,7 @@ class Attention:
         self._mask, self._scale, self._widths = mask, scale, needed_widths(positions, columns)
 
     def __call__(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """What the tokens find.
+        """Attention of the new tokens.
 
         Args:
             query: ``(rows, tokens, heads, size)``.
@@ -140,8 +140,8 @@ def needed_widths(positions: Tensor, columns: int) -> list[int]:
 _LEAST = 256  # positions of a table
 
 
-class Rotations:
-    """By how much the heads at a position are rotated: looked up, where the model's own module computes it each time.
+class RopeTable:
+    """Rotary position embeddings (RoPE), looked up where the model's own module computes them each time.
 
     Args:
         module: of a Hugging Face model, which gives cosine and sine, ``(1, tokens, size)``, of positions.
@@ -150,12 +150,12 @@ class Rotations:
     def __init__(self, module: Any) -> None:
         self._module = module
         kind = str(getattr(module, "rope_type", "default"))
-        # With these the angles at a position depend on how long the sequence is.
+        # With these kinds the angles at a position depend on the length of the sequence.
         self._fixed = "dynamic" not in kind and kind != "longrope"
         self._cos = self._sin = torch.zeros(0)
 
     def __call__(self, hidden: Tensor, positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        """What :func:`rotate` needs, both ``(rows, tokens, 1, size)``.
+        """Cosine and signed sine for :func:`rotate`, both ``(rows, tokens, 1, size)``.
 
         Args:
             hidden: of the precision and on the device wanted.
@@ -189,7 +189,7 @@ def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def linear_of(module: Any) -> Callable[[Tensor], Tensor]:
-    """A plain layer without the way through its module; what stands in place of one (adapters) as it is.
+    """A plain layer without the overhead of its module; its replacements (adapters) as they are.
 
     Args:
         module: whose parameters are referred to: they may change, but not be replaced.
@@ -204,7 +204,7 @@ class FusedLinear:
     """The outputs of linear layers for the same input: of queries, keys and values, or of gate and up.
 
     A small product takes hardly longer than calling it. On a CPU, small layers in float32 are computed as one, with a
-    copy of their weights; others, and what stands in place of a plain layer (adapters), one by one, without a copy.
+    copy of their weights; others, and replacements of plain layers (adapters), one by one, without a copy.
 
     Args:
         modules: the layers. Their parameters are referred to: they may change, but not be replaced.

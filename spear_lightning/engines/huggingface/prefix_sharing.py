@@ -1,4 +1,4 @@
-"""Which prompts begin alike, so that what they have in common is computed once."""
+"""Common prefixes of prompts, which are computed once."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _WORTH = 256  # tokens that must be spared in all: prompts that wait for others 
 
 @dataclass(frozen=True, slots=True)
 class PrefillPlan:
-    """In which order prompts are computed. Every job is in one of the lists, once.
+    """The order in which prompts are computed. Every job is in one of the lists, once.
 
     Attributes:
-        first: jobs whose prompts are computed from what their own rows know.
-        followers: pairs of a job and one of ``first``. The job takes over what its prompt begins with, ``job.known``
-            tokens, from the other's row; the rest is computed then.
+        first: jobs whose prompts are computed from the prefixes in their own rows.
+        followers: pairs of a job and one of ``first``. The job copies the first ``job.known`` tokens from the other's
+            row; the rest is computed then.
         copies: pairs of a job and one that is computed and has the same prompt.
     """
 
@@ -31,11 +31,11 @@ class PrefillPlan:
 
 
 def plan_prefill(jobs: Sequence[Job], share: bool = True) -> PrefillPlan:
-    """Find what is known of each prompt, and cut the sessions back to it.
+    """Find the cached prefix of each prompt, and cut the sessions back to it.
 
     Args:
         jobs: with their sessions.
-        share: compute what prompts have in common once.
+        share: compute common prefixes once.
     """
     same: dict[bytes, list[Job]] = {}
     for job in jobs:
@@ -64,11 +64,11 @@ def plan_prefill(jobs: Sequence[Job], share: bool = True) -> PrefillPlan:
 
 
 def _sources(jobs: Sequence[Job], common: np.ndarray) -> tuple[list[int], list[int]]:
-    """From whom each job takes over the head of its prompt, and how many tokens; 0 where it had better not.
+    """The job that each job copies a prefix from, and the prefix's tokens; 0 where copying does not pay.
 
-    What a prompt has in common with one before it, in order, is the least that neighbours in between have in common: so
-    the latest source is the best, and the jobs fall into runs that begin with their source. The runs that leave the
-    fewest tokens to be computed are found exactly.
+    The common prefix of two prompts, in order, is the shortest common prefix of the neighbours between them: so the
+    latest source is the best, and the jobs fall into runs that begin with their source. Dynamic programming finds the
+    runs that leave the fewest tokens to compute.
 
     Args:
         jobs: with distinct prompts, in the order of their ids.

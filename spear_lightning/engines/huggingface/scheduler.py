@@ -1,60 +1,129 @@
-"""Answering requests token by token: they join while others are being answered, and leave when they are done."""
+"""Continuous batching: requests join while others are being answered, and leave when they are done."""
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
+from spear_lightning.engines.base import Completion, CompletionStream, Request
+from spear_lightning.engines.batches import check_requests
 from spear_lightning.engines.huggingface.cache_rows import SessionRows
-from spear_lightning.engines.huggingface.forward import CachedForward
+from spear_lightning.engines.huggingface.forward import CachedForward, generation_mode
 from spear_lightning.engines.huggingface.jobs import Job
 from spear_lightning.engines.huggingface.kv_cache import KeyValueRows
 from spear_lightning.engines.huggingface.prefix_sharing import PrefillPlan, plan_prefill
 from spear_lightning.engines.huggingface.sampling import TokenSampler
 
-_JOIN_SHARE = 4  # a pass for those who join pays when there is one of them for so many that decode …
+_POLL_STEPS = 4  # tokens between two looks at what the environments have answered
+_JOIN_SHARE = 4  # a prefill pays when one request joins for so many that decode …
 _JOIN_STEPS = 8  # … or when they have waited for so many tokens
 
 
-class Generation:
+class HuggingFaceStream(CompletionStream):
     """Requests that are being answered together.
 
     Rows that decode are neighbours, so that their keys and values are a view; when half of them are done, or others
     join, the rest moves together.
 
     Args:
-        model: that computes.
+        model: to compute with.
         rows: of its cache.
+        version: of its weights.
+        max_length: longest sequence in tokens.
         max_batch: most requests that decode together.
         keep: keep the sessions of requests that are done.
-        share: compute once what prompts of requests that join together begin with.
+        share: compute common prefixes of prompts that join together once.
     """
 
-    def __init__(self, model: CachedForward, rows: SessionRows, max_batch: int, keep: bool, share: bool) -> None:
-        self._model, self._rows, self._max_batch, self._keep, self._share = model, rows, max_batch, keep, share
+    def __init__(
+        self,
+        model: CachedForward,
+        rows: SessionRows,
+        version: int,
+        *,
+        max_length: int,
+        max_batch: int,
+        keep: bool,
+        share: bool,
+    ) -> None:
+        self._model, self._rows, self._version = model, rows, version
+        self._max_length, self._max_batch, self._keep, self._share = max_length, max_batch, keep, share
+        self._sessions: set[str] = set()
+        self._completed: dict[str, Completion] = {}
         self._waiting: deque[Job] = deque()
         self._waited = 0
-        self._active: list[Job] = []  # neighbours from row _first on; some may be done
+        self._active: list[Job] = []  # neighbours from row _first on; some may be done, never all
         self._first = 0
         self._logits: Tensor | None = None
         self._sampler: TokenSampler | None = None
 
     @property
+    @override
     def unfinished(self) -> int:
-        """Number of requests that wait or are being answered."""
-        return len(self._waiting) + sum(not job.done for job in self._active)
+        return len(self._sessions)
 
-    def submit(self, jobs: Sequence[Job]) -> None:
-        """Let requests join as soon as there is room."""
-        self._waiting.extend(jobs)
+    @override
+    def submit(self, requests: Sequence[Request]) -> None:
+        if doubled := self._sessions.intersection(request.session for request in requests):
+            raise ValueError(f"session {min(doubled)} has a request that is not answered yet")
+        self._model.check_weights()
+        check_requests(requests, self._model.policy.causal_lm.get_input_embeddings().num_embeddings)
+        jobs = [
+            Job(request, min(request.sampling.max_new_tokens, self._max_length - len(request.prompt_ids)))
+            for request in requests
+        ]
+        capacity = self._rows.cache.capacity
+        for job in jobs:
+            if capacity is not None and job.limit > 0 and job.columns > capacity:
+                raise ValueError(
+                    f"session {job.request.session}: a prompt of {len(job.prompt)} tokens and up to {job.limit} new "
+                    f"ones do not fit into a cache of {capacity} tokens: raise engine.cache_gib, or limit prompts and "
+                    "responses (engine.max_length, data.max_response_tokens)"
+                )
+        self._sessions.update(request.session for request in requests)
+        self._completed |= {job.request.session: job.completion(self._version) for job in jobs if job.done}
+        self._waiting.extend(job for job in jobs if not job.done)
 
-    def step(self) -> list[Job]:
-        """Draw one token for each request; those that are done with it. There must be unfinished ones."""
+    @override
+    def poll(self) -> dict[str, Completion]:
+        return self._advance(_POLL_STEPS)
+
+    @override
+    def finish(self) -> dict[str, Completion]:
+        return self._advance(math.inf)
+
+    @override
+    def close(self) -> None:
+        self._waiting.clear()
+        self._sessions.clear()
+        self._active, self._logits, self._sampler = [], None, None
+
+    def _advance(self, steps: float) -> dict[str, Completion]:
+        """Draw so many tokens for each request; the completions that are finished, by session."""
+        completed, self._completed = self._completed, {}
+        if self._waiting or self._active:
+            self._model.check_weights()
+            try:
+                with generation_mode(self._model.policy):
+                    while (self._waiting or self._active) and steps > 0:
+                        for job in self._step():
+                            completed[job.request.session] = job.completion(self._version)
+                        steps -= 1
+            except BaseException:
+                self.close()
+                raise
+        self._sessions.difference_update(completed)
+        return completed
+
+    def _step(self) -> list[Job]:
+        """Draw one token for each request; those that are done with it."""
         if self._waiting:
-            self._let_join()
+            self._join_waiting()
         assert self._logits is not None
         assert self._sampler is not None
         device = self._model.device
@@ -65,10 +134,13 @@ class Generation:
         drawn = torch.stack([part.double() for part in draw]).tolist()
         for job, token, logp, entropy in zip(self._active, *drawn, strict=True):
             if not job.done:
-                job.take(int(token), logp, entropy)
+                job.append(int(token), logp, entropy)
         finished = [job for job in before if job.done]
         for job in finished:
-            self._leave(job)
+            if self._keep:
+                job.session.ids = job.kept
+            else:
+                self._rows.end(job.session.name)
         going = len(before) - len(finished)
         tokens = draw.tokens
         if not going:
@@ -87,17 +159,11 @@ class Generation:
         self._logits = self._model.decode(self._rows.cache, self._active, self._first, tokens)
         return finished
 
-    def abandon(self) -> None:
-        """Answer nothing more."""
-        self._waiting.clear()
-        self._active, self._logits, self._sampler = [], None, None
-
-    # --- joining and leaving -------------------------------------------------------------------------------------
-
-    def _let_join(self) -> None:
+    def _join_waiting(self) -> None:
+        """Prefill waiting requests, if there is room and enough of them, and add them to those that decode."""
         going = sum(not job.done for job in self._active)
         self._waited += 1
-        joining = self._next(going)
+        joining = self._joinable(going)
         if not joining or (going and _JOIN_SHARE * len(joining) < going and self._waited < _JOIN_STEPS):
             return
         self._waited = 0
@@ -111,7 +177,7 @@ class Generation:
         plan = plan_prefill(joining, self._share)
         columns = max(len(job.prompt) + 1 for job in joining)
         columns = max([columns, *(job.length for job in self._active)])
-        block = self._rows.seat([job.session for job in joining], self._block(), columns)
+        block = self._rows.allocate([job.session for job in joining], self._block(), columns)
         self._first = block.start
         self._rows.reserve(columns)
         joining.sort(key=lambda job: job.session.row)
@@ -125,7 +191,7 @@ class Generation:
         self._active += joining
 
     def _prefill(self, joining: Sequence[Job], plan: PrefillPlan) -> Tensor:
-        """Compute the prompts of those who join; the logits after each."""
+        """Compute the prompts of those that join; the logits after each."""
         cache = self._rows.cache
         computed = sorted(plan.first, key=lambda job: job.session.row)
         logits = self._model.prefill(cache, computed)
@@ -140,8 +206,8 @@ class Generation:
         order = [lines[id(job)] for job in joining]
         return logits if order == list(range(len(logits))) else logits[order]
 
-    def _next(self, going: int) -> list[Job]:
-        """Those who could join now: what is left of the batch, and of the cache if all grow to their limits."""
+    def _joinable(self, going: int) -> list[Job]:
+        """Those that can join now: within the batch, and within the cache if all grow to their limits."""
         capacity = self._rows.cache.capacity
         columns = max((job.columns for job in self._active if not job.done), default=0)
         joining: list[Job] = []
@@ -153,17 +219,11 @@ class Generation:
             joining.append(job)
         return joining
 
-    def _leave(self, job: Job) -> None:
-        if self._keep:
-            job.session.ids = job.kept
-        else:
-            self._rows.end(job.session.name)
-
     def _block(self) -> range:
         return range(self._first, self._first + len(self._active))
 
     def _gather(self, lines: Tensor) -> Tensor:
-        """Bring the rows that still decode together at the first one; their lines of a tensor, in the new order."""
+        """Compact the rows that still decode; their lines of a tensor, in the new order."""
         assert self._sampler is not None
         jobs, order = self._active, list(range(len(self._active)))
         going = sum(not job.done for job in jobs)
@@ -184,5 +244,5 @@ class Generation:
 
 
 def _copy(cache: KeyValueRows, pairs: Sequence[tuple[Job, Job]], width: int) -> None:
-    """Copy the first columns of the second one's row to the first one's, for each pair."""
+    """For each pair, copy the first columns of the second job's row to that of the first."""
     cache.copy([job.session.row for _, job in pairs], [job.session.row for job, _ in pairs], width)

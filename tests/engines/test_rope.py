@@ -1,4 +1,4 @@
-"""Rotations looked up against those that models compute."""
+"""Rotary embeddings looked up against those that models compute."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from spear_lightning.engines.huggingface.ops import Rotations, rotate
+from spear_lightning.engines.huggingface.ops import RopeTable, rotate
 
 KINDS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -27,21 +27,21 @@ def module(kind: str) -> LlamaRotaryEmbedding:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_heads_are_rotated_as_the_model_does(kind: str) -> None:
-    rotations, own = Rotations(module(kind)), module(kind)
+    rope, own = RopeTable(module(kind)), module(kind)
     generator = torch.Generator().manual_seed(0)
     # Within the table, beyond it, beyond the length the model was made for, and back.
     for start in (0, 100, 300, 900, 5):
         positions = torch.arange(start, start + 7) + torch.tensor([[0], [3]])
         heads = torch.randn(2, 7, 4, 8, generator=generator)
-        angles = rotations(heads, positions, start + 10)
+        angles = rope(heads, positions, start + 10)
         expected, _ = apply_rotary_pos_emb(heads, heads, *own(heads, positions), unsqueeze_dim=2)
         torch.testing.assert_close(rotate(heads, *angles), expected, rtol=0, atol=1e-5)
 
 
 def test_angles_have_the_precision_of_what_is_rotated() -> None:
-    rotations, positions = Rotations(module("default")), torch.tensor([[3]])
+    rope, positions = RopeTable(module("default")), torch.tensor([[3]])
     for dtype in (torch.float32, torch.bfloat16, torch.float32):
-        cos, sin = rotations(torch.zeros(1, dtype=dtype), positions, 4)
+        cos, sin = rope(torch.zeros(1, dtype=dtype), positions, 4)
         assert cos.dtype == sin.dtype == dtype
 
 
@@ -53,7 +53,7 @@ def test_what_is_known_is_looked_up() -> None:
             calls.append(arguments)
             return super().forward(*arguments)
 
-    rotations = Rotations(Counted(module("default").config))
+    rope = RopeTable(Counted(module("default").config))
     for width in (1, 200, 256, 257, 500):
-        rotations(torch.zeros(1), torch.tensor([[width - 1]]), width)
+        rope(torch.zeros(1), torch.tensor([[width - 1]]), width)
     assert len(calls) == 2
