@@ -11,7 +11,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
+
+from jsonschema import Draft202012Validator, SchemaError
 
 CALL_TAGS = ("<tool_call>", "</tool_call>")
 RESULT_TAGS = ("<tool_response>", "</tool_response>")
@@ -19,14 +22,6 @@ MAX_CALLS = 8  # of one message; the others are refused
 MAX_CALL_CHARACTERS = 65_536
 _PYTHON_TAG = "<|python_tag|>"  # Llama 3.1 may open a call with it
 _SHOWN_CHARACTERS = 80  # of what the model wrote, in an error message
-_TYPES: dict[str, tuple[type, ...]] = {
-    "string": (str,),
-    "integer": (int,),
-    "number": (int, float),
-    "boolean": (bool,),
-    "array": (list,),
-    "object": (dict,),
-}
 
 
 @dataclass(frozen=True)
@@ -36,7 +31,8 @@ class Tool:
     Args:
         name: of the function.
         description: for the model.
-        parameters: JSON schema of the arguments: an object with ``properties``, each with a ``type``, and ``required``.
+        parameters: JSON schema (draft 2020-12) of the arguments: an object with ``properties``, each with a ``type``.
+            Arguments that it does not describe are refused unless ``additionalProperties`` says otherwise.
 
     Raises:
         ValueError: the schema is not of that form; the message names the tool.
@@ -50,12 +46,50 @@ class Tool:
         properties = self.parameters.get("properties")
         if not self.name or not isinstance(properties, Mapping):
             raise ValueError(f"the tool {self.name!r} needs a name and parameters with `properties` (a JSON schema)")
+        try:
+            Draft202012Validator.check_schema(self.parameters)
+        except SchemaError as error:
+            raise ValueError(f"the parameters of the tool {self.name} are no JSON schema: {error.message}") from error
         for key, schema in properties.items():
-            if not isinstance(schema, Mapping) or schema.get("type") not in _TYPES:
-                raise ValueError(f"the tool {self.name}: parameter {key} needs a type, one of {', '.join(_TYPES)}")
-        unknown = set(self.parameters.get("required", ())) - set(properties)
-        if unknown:
+            if not isinstance(schema, Mapping) or "type" not in schema:
+                raise ValueError(f"the tool {self.name}: parameter {key} needs a type")
+        if unknown := set(self.parameters.get("required", ())) - set(properties):
             raise ValueError(f"the tool {self.name} requires {', '.join(sorted(unknown))}, which it does not describe")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tool, (self.name, self.description, self.parameters)  # validators cannot be pickled
+
+    @cached_property
+    def _validator(self) -> Draft202012Validator:
+        # In this order errors are told: what is missing, what is wrong, what is unknown.
+        first = {"required": (), "properties": {}, "additionalProperties": False}
+        return Draft202012Validator(first | self.parameters)
+
+    def problem(self, arguments: Mapping[str, Any]) -> str:
+        """What is wrong with a call's arguments, in words for the model; empty if nothing is.
+
+        >>> CODE_INTERPRETER.problem({"code": 7})
+        'the argument code of code_interpreter must be of type string'
+        """
+        try:
+            error = next(self._validator.iter_errors(arguments), None)
+        except (ArithmeticError, RecursionError, ValueError):  # 1e999, NaN, brackets nested a thousand deep
+            return f"the arguments of {self.name} hold a number that is too large or are nested too deeply"
+        if error is None:
+            return ""
+        path = _cut(".".join(map(str, error.path)))
+        if error.validator == "required":
+            missing = next(key for key in error.validator_value if key not in error.instance)
+            return f"{self.name} needs the argument {path}{'.' if path else ''}{missing}"
+        if error.validator == "additionalProperties":
+            known = error.schema.get("properties", {})
+            extra = next(key for key in error.instance if key not in known)
+            return f"{self.name} has no argument {_shown(extra)}; it takes: {', '.join(known)}"
+        where = f"the argument {path} of {self.name}" if path else f"the call of {self.name}"
+        if error.validator == "type":
+            wanted = error.validator_value
+            return f"{where} must be of type {wanted if isinstance(wanted, str) else ' or '.join(wanted)}"
+        return f"{where} does not satisfy {error.validator}: {_cut(str(error.validator_value))}"
 
     def schema(self) -> dict[str, Any]:
         """As chat templates expect it in ``tools``."""
@@ -165,22 +199,15 @@ def _check(content: Any, tools: Sequence[Tool], length: int) -> ToolCall:
     arguments = content.get("arguments", content.get("parameters"))
     if not isinstance(arguments, dict):
         return ToolCall(name, error=f'the "arguments" of {name} must be a JSON object')
-    properties = tool.parameters["properties"]
-    for key in tool.parameters.get("required", ()):
-        if key not in arguments:
-            return ToolCall(name, error=f"{name} needs the argument {key}")
-    for key, value in arguments.items():
-        if key not in properties:
-            return ToolCall(name, error=f"{name} has no argument {_shown(key)}; it takes: {', '.join(properties)}")
-        wanted = properties[key]["type"]
-        # In Python True is an int, in JSON it is no number.
-        if not isinstance(value, _TYPES[wanted]) or (isinstance(value, bool) and wanted != "boolean"):
-            return ToolCall(name, error=f"the argument {key} of {name} must be of type {wanted}")
-    return ToolCall(name, arguments)
+    return ToolCall(name, error=problem) if (problem := tool.problem(arguments)) else ToolCall(name, arguments)
 
 
 def _shown(text: str) -> str:
-    return repr(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…")
+    return repr(_cut(text))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
 
 
 def write_results(results: Sequence[tuple[str, str]]) -> str:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
+import re
 import time
 
 import numpy as np
@@ -260,6 +262,8 @@ def test_bad_arguments_name_the_key() -> None:
         ChatToolAgent().start(TASK, Observation("?"))
     with pytest.raises(ValueError, match=r"the tool f: parameter x needs a type"):
         Tool("f", "", {"properties": {"x": {}}})
+    with pytest.raises(ValueError, match=r"the parameters of the tool f are no JSON schema: 'text' is not valid"):
+        Tool("f", "", {"properties": {"x": {"type": "text"}}})
     with pytest.raises(ValueError, match=r"the tool f requires y, which"):
         Tool("f", "", {"properties": {}, "required": ["y"]})
     with pytest.raises(ValueError, match=r"the tool 'f' needs a name and parameters"):
@@ -336,6 +340,56 @@ def test_calls_that_cannot_be_made_are_explained(text: str, error: str) -> None:
     [found] = parse_calls(text, TOOLS)
     assert error in found.error
     assert len(found.error) < 300
+
+
+NESTED = Tool(
+    "plan",
+    "",
+    {
+        "properties": {
+            "tree": {"$ref": "#/$defs/node", "type": "array"},
+            "steps": {"type": "array", "items": {"type": "object", "required": ["do"]}, "maxItems": 3},
+            "mode": {"type": ["string", "null"], "enum": ["fast", "slow", None]},
+            "part": {"type": "number", "multipleOf": 0.5, "minimum": 0},
+        },
+        "$defs": {"node": {"type": "array", "items": {"$ref": "#/$defs/node"}}},
+        "minProperties": 1,
+    },
+)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ('{"steps": [{"do": 1}], "mode": null, "part": 2.5, "tree": [[], [[]]]}', ""),
+        ('{"part": 3}', ""),
+        ('{"steps": [{"do": 1}, {}]}', "plan needs the argument steps.1.do"),
+        ('{"steps": [1]}', "the argument steps.0 of plan must be of type object"),
+        ('{"steps": {}}', "the argument steps of plan must be of type array"),
+        ('{"mode": "faster"}', "the argument mode of plan does not satisfy enum: ['fast', 'slow', None]"),
+        ('{"mode": 3}', "the argument mode of plan must be of type string or null"),
+        ('{"part": -1}', "the argument part of plan does not satisfy minimum: 0"),
+        ("{}", "the call of plan does not satisfy minProperties: 1"),
+        ('{"part": NaN}', "a number that is too large or are nested too deeply"),
+        ('{"part": 1e999}', "the argument part of plan|a number that is too large"),
+        ('{"part": ' + "7" * 4000 + "}", "a number that is too large"),
+        ('{"tree": ' + "[" * 900 + "]" * 900 + "}", "nested too deeply"),
+        ('{"mode": ' + "[" * 900 + "]" * 900 + "}", "the argument mode of plan"),
+        ('{"steps": [' + "[]," * 20_000 + "[]]}", "the argument steps"),
+        ('{"' + "x" * 60_000 + '": 1}', "plan has no argument 'xxx"),
+    ],
+)
+def test_arguments_are_checked_against_the_whole_schema(arguments: str, error: str) -> None:
+    [found] = parse_calls(f'<tool_call>{{"name": "plan", "arguments": {arguments}}}</tool_call>', [NESTED])
+    assert re.search(error.replace("[", r"\["), found.error) if error else not found.error
+    assert len(found.error) < 300
+    assert "\n" not in found.error
+
+
+def test_tools_travel_to_other_processes_after_they_were_used() -> None:
+    assert CODE_INTERPRETER.problem({}) == "code_interpreter needs the argument code"
+    copy = pickle.loads(pickle.dumps(CODE_INTERPRETER))
+    assert (copy, copy.problem({})) == (CODE_INTERPRETER, CODE_INTERPRETER.problem({}))
 
 
 def test_messages_of_calls_without_end_take_linear_time() -> None:
