@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import ijson
+
 from spear_lightning.environments.webshop.arrays import Blobs, BlobWriter
 from spear_lightning.environments.webshop.goals import Instruction
-from spear_lightning.environments.webshop.json_stream import read_array, read_object
 from spear_lightning.environments.webshop.records import Product, RecordError, read_product
 
 CATALOGUE_FILES = ("items_shuffle.json", "items_shuffle_1000.json")
@@ -129,6 +131,46 @@ class OfficialFiles(Source):
         if not path.is_file():
             return None
         return _Table(scratch, "reviews", ((str(record.get("asin")), record) for _, record in read_array(path)))
+
+
+def read_array(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSON array of any size, one at a time, with their numbers, from 1.
+
+    Raises:
+        ValueError: the file is missing, no JSON array, damaged, or an entry is no object; names file and record.
+    """
+    for number, record in enumerate(_stream(path, r"\[\s*[{\]]", "array of objects", ijson.items, "item"), start=1):
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}: record {number} is a JSON {type(record).__name__}, not an object")
+        yield number, record
+
+
+def read_object(path: Path) -> Iterator[tuple[str, Any]]:
+    """Keys and values of a JSON object of any size, one at a time.
+
+    Raises:
+        ValueError: the file is missing, no JSON object, or damaged; says after how many entries.
+    """
+    return _stream(path, r"\{", "object", ijson.kvitems, "")
+
+
+def _stream(path: Path, start: str, what: str, read: Callable[..., Iterator[Any]], prefix: str) -> Iterator[Any]:
+    count = 0
+    try:
+        with path.open("rb") as file:
+            if not re.match(rf"\s*{start}".encode(), file.read(4096)):
+                raise ValueError(f"{path} is no JSON {what}: download or generate the file again")
+            file.seek(0)
+            for entry in read(file, prefix, use_float=True):
+                yield entry
+                count += 1
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+    except ijson.JSONError as error:
+        raise ValueError(
+            f"{path} is not valid JSON, or cut off, after {count} entries ({' '.join(str(error).split())}); "
+            "download or generate the file again"
+        ) from error
 
 
 class _Table(Mapping[str, Any]):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_PACKAGES = {"Stemmer": "PyStemmer", "rapidfuzz": "rapidfuzz"}
+_PACKAGES = {"Stemmer": "PyStemmer", "rapidfuzz": "rapidfuzz", "ijson": "ijson"}
 _SPLITS: tuple[Split, ...] = ("test", "validation", "train")
 
 
