@@ -154,7 +154,7 @@ class MeasuredModule(SpearModule):
         engine.generate([Request(str(k), prompt, sampling, seed=k) for k, prompt in enumerate(prompts)])
         acting.train(training)
         cache: Any = engine._rows.cache
-        return storage_bytes([*cache._keys, *cache._values])
+        return storage_bytes(cache.buffers)
 
     @property
     def _stage(self) -> int:

@@ -68,7 +68,7 @@ def test_memory_does_not_grow(tiny_policy):
     rng = np.random.default_rng(0)
     engine.generate([request("first", [5])])
     cache = engine._rows.cache
-    places = {buffer.untyped_storage().data_ptr() for buffer in cache._keys + cache._values}
+    places = {buffer.untyped_storage().data_ptr() for buffer in cache.buffers}
     for turn in range(6):
         asked = [
             request(f"{turn % 3}/{i}", rng.integers(3, VOCABULARY, rng.integers(2, 40)), stream_seed(turn, i))
@@ -76,9 +76,9 @@ def test_memory_does_not_grow(tiny_policy):
         ]
         for one, given in zip(asked, engine.generate(asked), strict=True):
             check(given, one_by_one(policy, one))
-    assert {buffer.untyped_storage().data_ptr() for buffer in cache._keys + cache._values} == places
+    assert {buffer.untyped_storage().data_ptr() for buffer in cache.buffers} == places
     assert cache.rows * cache.columns <= 200
-    assert sum(b.untyped_storage().nbytes() for b in cache._keys + cache._values) == 200 * TOKEN
+    assert sum(b.untyped_storage().nbytes() for b in cache.buffers) == 200 * TOKEN
 
 
 def test_a_request_that_cannot_fit_alone(tiny_policy):
@@ -128,8 +128,8 @@ def test_rows_keep_their_contents_in_another_shape():
     cache.update(states, -states, 0)
     for rows, columns in ((2, 12), (3, 8), (6, 4), (2, 3)):
         cache.resize(rows, columns)
-        assert torch.equal(cache._keys[0][:2, :, :3], states)
-        assert torch.equal(cache._values[0][:2, :, :3], -states)
+        assert torch.equal(cache.buffers[0][:2, :, :3], states)
+        assert torch.equal(cache.buffers[1][:2, :, :3], -states)
     with pytest.raises(ValueError, match="5 rows of 5 columns"):
         cache.resize(5, 5)
 

@@ -77,7 +77,7 @@ def test_weights_of_another_version_are_replaced_before_the_server_goes_on(engin
     stranger.sync(tied_policy(2), 1)  # another run takes the server
     found = engine.generate(asked)
     assert_by(tied_policy(1), asked, found)
-    assert VLLMServer(engine.addresses[0], "", 10.0).version().endswith("-1")
+    assert VLLMServer(engine.addresses[0], 10.0).version().endswith("-1")
     stranger.close()
 
 

@@ -65,7 +65,6 @@ class HuggingFaceEngine(RolloutEngine):
         self.keep_cache, self.max_batch, self.max_length = keep_cache, max_batch, max_length
         self.cache_gib, self.share_prompts = cache_gib, share_prompts
         self._model: CachedForward | None = None
-        self._version = 0
         self._capacity: int | None = None
         self._rows = SessionRows()
 
@@ -105,7 +104,7 @@ class HuggingFaceEngine(RolloutEngine):
                     self._capacity = int(self.cache_gib * 2**30) // self._model.token_bytes()
         else:
             self._model.refresh()
-        self._version = version
+        self._model.version = version
         self.sleep()
 
     @override
@@ -132,15 +131,9 @@ class HuggingFaceEngine(RolloutEngine):
         if self._model is None:
             raise RuntimeError("HuggingFaceEngine.generate was called before sync: it has no policy yet")
         positions = getattr(self._model.policy.causal_lm.config.get_text_config(), "max_position_embeddings", None)
-        return HuggingFaceStream(
-            self._model,
-            self._rows,
-            self._version,
-            max_length=min((limit for limit in (self.max_length, positions) if limit), default=2**31),
-            max_batch=self.max_batch,
-            keep=self.keep_cache,
-            share=self.share_prompts,
-        )
+        longest = min((limit for limit in (self.max_length, positions) if limit), default=2**31)
+        settings = (longest, self.max_batch, self.keep_cache, self.share_prompts)
+        return HuggingFaceStream(self._model, self._rows, *settings)
 
     @override
     def end(self, session: str) -> None:

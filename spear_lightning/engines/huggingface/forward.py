@@ -30,12 +30,16 @@ class CachedForward:
     Args:
         policy: to compute with; referred to. Small weights may be copied (:meth:`refresh`).
 
+    Attributes:
+        version: of the weights, for completions.
+
     Raises:
         ValueError: the model's architecture keeps no ordinary keys and values (recurrent models, ALiBi).
     """
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
+        self.version = 0
         self._masks = AttentionMasks(policy.causal_lm)
         self._weights = tuple(policy.parameters())
         self._llama = LlamaForward(policy) if LlamaForward.fits(policy) else None
@@ -74,7 +78,7 @@ class CachedForward:
         cache.reserve(1, 1)
         zero = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         self.feed(cache, zero, zero[0], slice(0, 1), zero, zero, 1)
-        return cache.token_bytes
+        return sum(buffer.nbytes for buffer in cache.buffers) // cache.columns
 
     def prefill(self, cache: KeyValueRows, jobs: Sequence[Job]) -> Tensor:
         """Feed the new tokens of prompts, in groups of similar length; the logits after each, ``(jobs, vocabulary)``.

@@ -26,22 +26,16 @@ class KeyValueRows(Cache):
     Attributes:
         rows: allocated.
         columns: of each row.
+        buffers: keys and values of the first layer, of the second one, …
     """
 
     def __init__(self, capacity: int | None = None) -> None:
         super().__init__(layers=[])
         self.capacity = capacity
-        self._keys: list[Tensor] = []
-        self._values: list[Tensor] = []
+        self.buffers: list[Tensor] = []
         self.rows = 0
         self.columns = 0
         self.open(slice(0, 0), torch.zeros(0, 0, dtype=torch.long), 0)
-
-    @property
-    def token_bytes(self) -> int:
-        """Bytes that one token takes in all layers; 0 before the first pass."""
-        buffers = (*self._keys, *self._values)
-        return sum(buffer.shape[1] * buffer.shape[3] * buffer.element_size() for buffer in buffers)
 
     def reserve(self, rows: int, columns: int) -> None:
         """Make room for at least so many rows and columns; contents stay.
@@ -69,17 +63,16 @@ class KeyValueRows(Cache):
             raise ValueError(f"{rows} rows of {columns} columns are more than a cache of {self.capacity} tokens holds")
         kept_rows, kept_columns = min(rows, self.rows), min(columns, self.columns)
         self.rows, self.columns = rows, columns
-        for buffers in (self._keys, self._values):
-            for layer, old in enumerate(buffers):
-                kept = old[:kept_rows, :, :kept_columns]
-                if self.capacity is None:
-                    new = self._allocate(old)
-                else:
-                    # The same memory in another shape: one layer's keys or values are copied aside at a time.
-                    kept = kept.clone()
-                    new = self._shaped(old, old.shape[1], old.shape[3])
-                new[:kept_rows, :, :kept_columns] = kept
-                buffers[layer] = new
+        for number, old in enumerate(self.buffers):
+            kept = old[:kept_rows, :, :kept_columns]
+            if self.capacity is None:
+                new = self._allocate(old)
+            else:
+                # The same memory in another shape: one layer's keys or values are copied aside at a time.
+                kept = kept.clone()
+                new = self._shaped(old, old.shape[1], old.shape[3])
+            new[:kept_rows, :, :kept_columns] = kept
+            self.buffers[number] = new
 
     def open(self, rows: slice | Tensor, columns: Tensor, width: int) -> None:
         """Announce the forward pass of some rows.
@@ -98,11 +91,11 @@ class KeyValueRows(Cache):
     ) -> tuple[Tensor, Tensor]:
         """Write a layer's new keys and values, both ``(batch, heads, tokens, size)``; gives back all of the rows'."""
         pair = []
-        for buffers, states in ((self._keys, key_states), (self._values, value_states)):
+        for number, states in enumerate((key_states, value_states), start=2 * layer_idx):
             batch, heads, tokens, size = states.shape
-            if layer_idx == len(buffers):
-                buffers.append(self._allocate(states))
-            buffer = buffers[layer_idx]
+            if number == len(self.buffers):
+                self.buffers.append(self._allocate(states))
+            buffer = self.buffers[number]
             buffer.view(-1, size).index_copy_(0, self._place(heads), states.reshape(batch * heads * tokens, size))
             pair.append(buffer[self._index, :, : self._width])
         return pair[0], pair[1]
@@ -111,7 +104,7 @@ class KeyValueRows(Cache):
         """Exchange the first ``width`` columns of rows pairwise."""
         if not ones or not width:
             return
-        for buffer in (*self._keys, *self._values):
+        for buffer in self.buffers:
             kept = buffer[ones, :, :width]
             buffer[ones, :, :width] = buffer[others, :, :width]
             buffer[others, :, :width] = kept
@@ -120,7 +113,7 @@ class KeyValueRows(Cache):
         """Copy the first ``width`` columns of rows pairwise."""
         if not sources or not width:
             return
-        for buffer in (*self._keys, *self._values):
+        for buffer in self.buffers:
             buffer[targets, :, :width] = buffer[sources, :, :width]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

@@ -9,7 +9,6 @@ adapters stay at work, and no more is copied than small weights
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -35,35 +34,18 @@ _LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwe
 _Map = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True, slots=True)
 class _Layer:
     """The operations of a layer; looked up once, because they are called for every token."""
 
-    norm: _Map
-    inputs: FusedLinear
-    query_norm: _Map | None
-    key_norm: _Map | None
-    output: _Map
-    feed_norm: _Map
-    gated: FusedLinear
-    act: _Map
-    down: _Map
-
-    @classmethod
-    def of(cls, layer: Any) -> _Layer:
+    def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        separate = hasattr(attention, "q_norm")
-        return cls(
-            norm=_norm(layer.input_layernorm),
-            inputs=FusedLinear(attention.q_proj, attention.k_proj, attention.v_proj),
-            query_norm=_norm(attention.q_norm) if separate else None,
-            key_norm=_norm(attention.k_norm) if separate else None,
-            output=linear_of(attention.o_proj),
-            feed_norm=_norm(layer.post_attention_layernorm),
-            gated=FusedLinear(mlp.gate_proj, mlp.up_proj),
-            act=F.silu if isinstance(mlp.act_fn, nn.SiLU) else mlp.act_fn,
-            down=linear_of(mlp.down_proj),
-        )
+        self.norm, self.feed_norm = _norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)
+        self.inputs = FusedLinear(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.query_norm: _Map | None = _norm(attention.q_norm) if hasattr(attention, "q_norm") else None
+        self.key_norm: _Map | None = _norm(attention.k_norm) if hasattr(attention, "k_norm") else None
+        self.output, self.down = linear_of(attention.o_proj), linear_of(mlp.down_proj)
+        self.gated = FusedLinear(mlp.gate_proj, mlp.up_proj)
+        self.act: _Map = F.silu if isinstance(mlp.act_fn, nn.SiLU) else mlp.act_fn
 
 
 class LlamaForward:
@@ -76,7 +58,7 @@ class LlamaForward:
     def __init__(self, policy: Policy) -> None:
         model, head = policy.causal_lm.base_model, policy.causal_lm.get_output_embeddings()
         self._embed, self._rope, self._norm = model.embed_tokens, RopeTable(model.rotary_emb), _norm(model.norm)
-        self._layers = [_Layer.of(layer) for layer in model.layers]
+        self._layers = [_Layer(layer) for layer in model.layers]
         self._scale, self._size = model.layers[0].self_attn.scaling, model.layers[0].self_attn.head_dim
         self._heads, self._key_heads = model.config.num_attention_heads, model.config.num_key_value_heads
         # A token is drawn from whole rows, which a small product had better give right away.

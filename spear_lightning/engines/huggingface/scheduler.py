@@ -33,7 +33,6 @@ class HuggingFaceStream(CompletionStream):
     Args:
         model: to compute with.
         rows: of its cache.
-        version: of its weights.
         max_length: longest sequence in tokens.
         max_batch: most requests that decode together.
         keep: keep the sessions of requests that are done.
@@ -41,17 +40,9 @@ class HuggingFaceStream(CompletionStream):
     """
 
     def __init__(
-        self,
-        model: CachedForward,
-        rows: SessionRows,
-        version: int,
-        *,
-        max_length: int,
-        max_batch: int,
-        keep: bool,
-        share: bool,
+        self, model: CachedForward, rows: SessionRows, max_length: int, max_batch: int, keep: bool, share: bool
     ) -> None:
-        self._model, self._rows, self._version = model, rows, version
+        self._model, self._rows = model, rows
         self._max_length, self._max_batch, self._keep, self._share = max_length, max_batch, keep, share
         self._sessions: set[str] = set()
         self._completed: dict[str, Completion] = {}
@@ -86,7 +77,7 @@ class HuggingFaceStream(CompletionStream):
                     "responses (engine.max_length, data.max_response_tokens)"
                 )
         self._sessions.update(request.session for request in requests)
-        self._completed |= {job.request.session: job.completion(self._version) for job in jobs if job.done}
+        self._completed |= {job.request.session: job.completion(self._model.version) for job in jobs if job.done}
         self._waiting.extend(job for job in jobs if not job.done)
 
     @override
@@ -112,7 +103,7 @@ class HuggingFaceStream(CompletionStream):
                 with generation_mode(self._model.policy):
                     while (self._waiting or self._active) and steps > 0:
                         for job in self._step():
-                            completed[job.request.session] = job.completion(self._version)
+                            completed[job.request.session] = job.completion(self._model.version)
                         steps -= 1
             except BaseException:
                 self.close()

@@ -51,17 +51,16 @@ class VLLMServer:
 
     Args:
         address: of the server, without a path (``http://localhost:8000``).
-        key: environment variable that holds the API key; unset or empty sends none.
         seconds: after which an unanswered request has failed.
 
     Attributes:
         lock: held by the thread that sends the server weights.
     """
 
-    def __init__(self, address: str, key: str, seconds: float) -> None:
+    def __init__(self, address: str, seconds: float) -> None:
         self.address = address.rstrip("/").removesuffix("/v1").rstrip("/")
         self.lock = threading.Lock()
-        self._client, self._seconds = JSONClient(seconds, bearer(key)), seconds
+        self._client, self._seconds = JSONClient(seconds, bearer("VLLM_API_KEY")), seconds
 
     def __str__(self) -> str:
         return f"the vLLM server {self.address}"

@@ -41,13 +41,14 @@ class VLLMServerEngine(RolloutEngine):
     Responses are drawn from the request's seed by the server's own random numbers: the same seed gives the same tokens
     on the same vLLM, and other ones than another engine.
 
+    The environment variable ``VLLM_API_KEY`` holds the servers' API key, if they have one.
+
     Args:
         addresses: of the servers (``http://localhost:8000``). Start them as ``docs/engines.md`` says.
         transport: of the weights; by default :class:`~spear_lightning.engines.vllm.transport.Broadcast` for a policy on
             a GPU and :class:`~spear_lightning.engines.vllm.transport.SharedFolder` otherwise.
         free_memory: have the servers free weights and cache between rollout phases (they were started with
             ``--enable-sleep-mode``): for servers that share their GPUs with the training.
-        key: environment variable that holds the servers' API key; unset or empty sends none.
         parallel: concurrent requests.
         retries: of a request that failed temporarily.
         seconds: after which an unanswered request has failed.
@@ -62,7 +63,6 @@ class VLLMServerEngine(RolloutEngine):
         addresses: list[str],
         transport: WeightTransport | None = None,
         free_memory: bool = False,
-        key: str = "VLLM_API_KEY",
         parallel: Positive = 256,
         retries: NotNegative = 8,
         seconds: Above0 = 600.0,
@@ -73,7 +73,7 @@ class VLLMServerEngine(RolloutEngine):
         for address in addresses:
             if not address.startswith(("http://", "https://")):
                 raise ValueError(f"engine.addresses must begin with http:// or https://, not {address!r}")
-        servers = [VLLMServer(address, key, seconds) for address in addresses]
+        servers = [VLLMServer(address, seconds) for address in addresses]
         self._servers = {server.address: server for server in servers}
         if len(self._servers) < len(addresses):
             raise ValueError("engine.addresses names a server twice")
