@@ -16,7 +16,7 @@ class Job:
 
     Attributes:
         request: to answer.
-        limit: of new tokens, at least 1.
+        limit: of new tokens; below 1 where the prompt leaves no room.
         session: its row of the cache.
         known: tokens of the prompt that stand in the row.
         tokens: drawn so far, with their ``logps`` and ``entropies``.

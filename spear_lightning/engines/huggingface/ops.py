@@ -222,17 +222,15 @@ class FusedLinear:
     def refresh(self) -> None:
         """Take over the weights as they are now."""
         self._weight = self._bias = None
-        if any(type(module) is not nn.Linear for module in self._modules):
-            return
-        weights = [module.weight for module in self._modules]
-        small = sum(weight.numel() for weight in weights) < LARGE_WEIGHT
-        if not small or any(not weight.is_cpu or weight.dtype != torch.float32 for weight in weights):
-            return
-        self._sizes = [len(weight) for weight in weights]
-        self._weight = torch.cat(weights)
-        if any(module.bias is not None for module in self._modules):
-            biases = zip(self._modules, weights, strict=True)
-            self._bias = torch.cat([w.new_zeros(len(w)) if m.bias is None else m.bias for m, w in biases])
+        modules = self._modules
+        plain = all(type(m) is nn.Linear and m.weight.is_cpu and m.weight.dtype == torch.float32 for m in modules)
+        if plain and sum(m.weight.numel() for m in modules) < LARGE_WEIGHT:
+            self._sizes = [len(m.weight) for m in modules]
+            self._weight = torch.cat([m.weight for m in modules])
+            if any(m.bias is not None for m in modules):
+                self._bias = torch.cat(
+                    [m.weight.new_zeros(len(m.weight)) if m.bias is None else m.bias for m in modules]
+                )
 
     def together(self, hidden: Tensor) -> Tensor:
         """The outputs side by side, ``(rows, outputs of all layers)``.

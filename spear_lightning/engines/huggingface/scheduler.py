@@ -216,18 +216,17 @@ class HuggingFaceStream(CompletionStream):
     def _gather(self, lines: Tensor) -> Tensor:
         """Compact the rows that still decode; their lines of a tensor, in the new order."""
         assert self._sampler is not None
-        jobs, order = self._active, list(range(len(self._active)))
+        jobs = self._active
         going = sum(not job.done for job in jobs)
         if going == len(jobs):
             return lines
         holes = [number for number in range(going) if jobs[number].done]
         movers = [number for number in range(going, len(jobs)) if not jobs[number].done]
         width = max(job.length for job in jobs)
-        first = self._first
-        self._rows.exchange([first + hole for hole in holes], [first + mover for mover in movers], width)
+        self._rows.exchange([self._first + hole for hole in holes], [self._first + mover for mover in movers], width)
+        kept = list(range(going))
         for hole, mover in zip(holes, movers, strict=True):
-            order[hole], order[mover] = mover, hole
-        kept = order[:going]
+            kept[hole] = mover
         self._active = [jobs[number] for number in kept]
         chosen = torch.tensor(kept, device=lines.device)
         self._sampler.select(chosen)
