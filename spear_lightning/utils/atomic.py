@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -42,7 +41,7 @@ def user_cache() -> Path:
 
 
 def make_once(root: Path, name: str, marker: str, make: Callable[[Path], None]) -> Path:
-    """Make the folder ``root/name`` unless it is there already.
+    """Make the folder ``root/name`` unless it exists; one process at a time, the others wait for it.
 
     Args:
         root: parent folder, made if need be.
@@ -57,32 +56,20 @@ def make_once(root: Path, name: str, marker: str, make: Callable[[Path], None]) 
         OSError: the folder cannot be written.
     """
     folder = root / name
-    if not (folder / marker).exists():
-        with _alone(root, name):
-            if not (folder / marker).exists():
-                _make(folder, marker, make)
-    return folder
-
-
-@contextlib.contextmanager
-def _alone(root: Path, name: str) -> Iterator[None]:
-    """Let one process at a time make a folder; the others wait for it instead of doing the same work."""
+    if (folder / marker).exists():
+        return folder
     root.mkdir(parents=True, exist_ok=True)
     with open(root / f"{name}.lock", "w") as lock:
         with contextlib.suppress(OSError):  # a file system without locks: work is doubled, the rename below decides
             fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _make(folder: Path, marker: str, make: Callable[[Path], None]) -> None:
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}.partial-"))
-    try:
-        make(partial)
-        os.chmod(partial, 0o755)
-        try:
-            os.rename(partial, folder)  # complete or absent
-        except OSError:
-            if not (folder / marker).exists():  # otherwise another process was first
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if (folder / marker).exists():  # another process was first
+            return folder
+        with tempfile.TemporaryDirectory(dir=root, prefix=f"{name}.partial-", ignore_cleanup_errors=True) as partial:
+            make(Path(partial))
+            os.chmod(partial, 0o755)
+            try:
+                os.rename(partial, folder)  # complete or absent
+            except OSError:
+                if not (folder / marker).exists():
+                    raise
+    return folder
