@@ -7,6 +7,7 @@ Every argument of trainer, module and data module is a YAML key, and overlays ar
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,6 @@ from spear_lightning.metrics.csv_logger import MetricsCSV
 from spear_lightning.training.datamodule import RolloutDataModule
 from spear_lightning.training.module import SpearModule
 from spear_lightning.utils.atomic import write_atomically
-from spear_lightning.utils.ranges import RangeError
 
 USAGE = "[-c CONFIG.yaml ...] [--key value ...]"
 
@@ -75,16 +75,18 @@ class SpearCLI(LightningCLI):
         """
         try:
             super().instantiate_classes()
-        except RangeError as error:
+        except ValueError as error:
+            found = re.search(r"\b[A-Z]\w+\.(\w+) must be (.+), not (\S+)$", str(error), re.MULTILINE)
+            if found is None:
+                raise
+            argument, rule, value = found.groups()
             config = self.config[self.subcommand] if self.subcommand else self.config
-            keys = [
-                key.replace(".init_args.", ".")
-                for key, value in config.items()
-                if key.rpartition(".")[2] == error.argument and value == error.value
-            ]
-            raise ValueError(
-                f"{' or '.join(keys)} must be {error.rule}, not {error.value}" if keys else error
-            ) from error
+            same = (value, value.removesuffix(".0"))
+            keys = [key for key, given in config.items() if key.endswith(f".{argument}") and str(given) in same]
+            if not keys:
+                raise
+            names = " or ".join(key.replace(".init_args.", ".") for key in keys)
+            raise ValueError(f"{names} must be {rule}, not {value}") from error
 
     def before_fit(self) -> None:
         """A run that goes on is not finished."""

@@ -48,25 +48,11 @@ _WORDS: dict[type, tuple[str, str, Callable[[float, float], bool]]] = {
 }
 
 
-class RangeError(ValueError):
-    """A number is out of range.
-
-    Attributes:
-        argument: its name.
-        value: the number.
-        rule: what it must be.
-    """
-
-    def __init__(self, owner: str, argument: str, value: object, rule: str) -> None:
-        super().__init__(f"{owner}.{argument} must be {rule}, not {value}")
-        self.argument, self.value, self.rule = argument, value, rule
-
-
 def in_range(cls: _Class) -> _Class:
     """Class decorator: arguments must keep the range of their annotation (:data:`Positive`, also ``Positive | None``).
 
     Raises:
-        RangeError: by the class, when it is made with a number out of range; names class, argument and range.
+        ValueError: by the class, when it is made with a number out of range; names class, argument and range.
     """
     init = cls.__init__  # type: ignore[misc]
     signature = inspect.signature(init)
@@ -78,7 +64,7 @@ def in_range(cls: _Class) -> _Class:
             value = given.get(name)
             if value is not None and not all(_WORDS[type(bound)][2](value, _limit(bound)) for bound in bounds):
                 said = " and ".join(f"{_WORDS[type(bound)][1]} {_limit(bound):g}" for bound in bounds)
-                raise RangeError(cls.__name__, name, value, said)
+                raise ValueError(f"{cls.__name__}.{name} must be {said}, not {value}")
         init(self, *args, **kwargs)
 
     cls.__init__ = checked  # type: ignore[misc]

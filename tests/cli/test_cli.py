@@ -85,10 +85,10 @@ def message_of(capsys, tmp_path, cache, *arguments: str) -> str:
             ["--data.replay.init_args.schedule=Drain", "--data.replay.init_args.capacity=2048"],
             ["waits for 3072 usable samples", "at most 105 can enter", "would never replay", "data.rollouts.tasks"],
         ),
-        (["--data.replay.init_args.max_age=0"], ["spear: error: ReplayBuffer.max_age must be at least 1, not 0"]),
+        (["--data.replay.init_args.max_age=0"], ["spear: error: data.replay.max_age must be at least 1, not 0"]),
         (
             ["--data.baseline.percentile=120"],
-            ["spear: error: data.baseline.percentile must be between 0 and 100 (50 is P50), not 120"],
+            ["spear: error: data.baseline.percentile must be at least 0 and at most 100, not 120"],
         ),
         (
             ["--data.environment.games=official", "--data.environment.data_dir=no/data"],
@@ -109,7 +109,7 @@ def message_of(capsys, tmp_path, cache, *arguments: str) -> str:
             ["http://127.0.0.1:9 (data.engine.addresses) cannot be reached", "--worker-extension-cls"],
         ),
         (["--data.engine.init_args.cache_gib=1e6"], ["data.engine.cache_gib", "GiB are free", "lower it"]),
-        (["--data.engine.init_args.cache_gib=0"], ["HuggingFaceEngine.cache_gib must be above 0, not 0"]),
+        (["--data.engine.init_args.cache_gib=0"], ["spear: error: data.engine.cache_gib must be above 0, not 0"]),
         (["--data.schedule=Lockstep", "--data.schedule.init_args.count=0"], ["data.schedule.count"]),
         (["--ckpt_path=no/such.ckpt"], ["no/such.ckpt"]),
     ],
