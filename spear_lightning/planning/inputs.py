@@ -16,14 +16,13 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.connector import _convert_precision_to_unified_args
 from lightning.pytorch.strategies import Strategy
 from torch import nn
-from transformers import PreTrainedModel
 
 from spear_lightning.distributed.zero import ZeroStrategy
 from spear_lightning.engines.base import RolloutEngine
 from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
 from spear_lightning.planning.layouts import layout_of, made, make_strategy, ranks_of_a_node
 from spear_lightning.planning.shape import Layout, Numbers, Workload
-from spear_lightning.policy.flops import ModelShape, shape_of
+from spear_lightning.policy.flops import ModelShape, causal_lm, shape_of
 from spear_lightning.policy.loading import empty_model, fresh_model, load_tokenizer
 from spear_lightning.policy.lora import LoRA, with_adapters
 from spear_lightning.policy.policy import DTYPES
@@ -190,8 +189,7 @@ def _(engine: HuggingFaceEngine, episodes: int) -> tuple[int, int, int | None]:
 def _workload(
     config: Namespace, data: RolloutDataModule, model: nn.Module, ranks: int, context: int | None
 ) -> Workload:
-    causal: Any = model if isinstance(model, PreTrainedModel) else model.get_base_model()  # type: ignore[operator]
-    positions = getattr(causal.config.get_text_config(), "max_position_embeddings", None)
+    positions = getattr(causal_lm(model).config.get_text_config(), "max_position_embeddings", None)
     tasks = -(-data.rollouts.tasks // ranks)  # tasks are dealt over ranks, batches of an evaluation are each rank's own
     played = tasks * data.rollouts.group_size
     sequences, decoded, limit = sessions_of(data.engine, max(played, data.evaluation.batch))
