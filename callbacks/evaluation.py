@@ -7,21 +7,21 @@ import os
 from pathlib import Path
 
 import lightning.pytorch as pl
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
-from rich.console import Console
 from rich.table import Table
+from typing_extensions import override
 
-from spear_lightning.callbacks.summary import completed_iterations
+from spear_lightning.callbacks.logs import completed_iterations, print_table
 from spear_lightning.data.scoring import Rollout
-from spear_lightning.distributed.collectives import concatenate, gather
 from spear_lightning.environments.mixture import belongs, with_families
-from spear_lightning.metrics.evaluation import EpisodeRecord, Estimate, EvaluationSummary, summarize
+from spear_lightning.metrics.evaluation import Estimate, EvaluationSummary, Results, summarize
 from spear_lightning.training.hooks import RolloutHooks
 from spear_lightning.utils.atomic import write_atomically
+from spear_lightning.utils.ranges import Confidence, in_range
 
 
+@in_range
 class EvaluationReport(Callback, RolloutHooks):
     """Reports success, score and effort on held-out tasks, overall and by task type, the way papers do.
 
@@ -36,7 +36,7 @@ class EvaluationReport(Callback, RolloutHooks):
         table: whether to print the table.
 
     Raises:
-        MisconfigurationException: ``confidence`` is not in (0, 1).
+        ValueError: ``confidence`` is not in (0, 1).
 
     Example::
 
@@ -49,39 +49,35 @@ class EvaluationReport(Callback, RolloutHooks):
     """
 
     def __init__(
-        self, directory: str | os.PathLike[str] | None = None, confidence: float = 0.95, table: bool = True
+        self, directory: str | os.PathLike[str] | None = None, confidence: Confidence = 0.95, table: bool = True
     ) -> None:
         super().__init__()
-        if not 0 < confidence < 1:
-            raise MisconfigurationException(f"EvaluationReport: confidence must be in (0, 1), not {confidence}")
         self.directory = None if directory is None else Path(directory)
         self.confidence, self.table = confidence, table
         self.summaries: dict[str, EvaluationSummary] = {}
-        self._records: list[EpisodeRecord] = []
-        self._aborted = 0
+        self._results = Results()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Forget what an interrupted evaluation has left."""
-        self._records, self._aborted = [], 0
+        self._results = Results()
 
     def on_rollout_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, rollout: Rollout) -> None:
         """Take the episodes of a part of the evaluation."""
         if trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING):
-            self._records += [EpisodeRecord.of(item.episode) for item in rollout.episodes]
-            self._aborted += len(rollout.aborted)
+            self._results.add(rollout)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Report, unless it is the validation of a training run."""
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._report(trainer, "validation")
 
+    @override
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Report."""
         self._report(trainer, "test")
 
     def _report(self, trainer: pl.Trainer, split: str) -> None:
-        records, aborted = concatenate(self._records), sum(gather(self._aborted))
-        self._records, self._aborted = [], 0
+        results, self._results = self._results.over_ranks(), Results()
+        records, aborted = results.records, results.aborted
         if not records:
             return
         kinds = with_families([record.kind for record in records])
@@ -105,14 +101,10 @@ class EvaluationReport(Callback, RolloutHooks):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / f"{split}.json", json.dumps(content, indent=2) + "\n")
         if self.table:
-            console = Console()
-            # A pipe has no width of its own, and a table cut to 80 columns loses its last ones.
-            if not console.is_terminal:
-                console = Console(width=max(console.width, 150))
-            console.print(report_table(self.summaries, f"{split} ({self.confidence:.0%} intervals)", aborted))
+            print_table(report_table(self.summaries, f"{split} ({self.confidence:.0%} intervals)", aborted), 150)
 
 
-def report_table(summaries: dict[str, EvaluationSummary], title: str, aborted: int = 0) -> Table:
+def report_table(summaries: dict[str, EvaluationSummary], title: str, aborted: int) -> Table:
     """Summaries as a table, the last row for all tasks.
 
     Args:

@@ -110,9 +110,7 @@ class Watch(Callback, RolloutHooks):
             told = np.concatenate([part for t in turns for part in (np.zeros(len(t.prompt_ids)), t.logps)])
             mask = torch.from_numpy(told != 0)[None]
             with torch.no_grad():
-                found = policy(
-                    torch.from_numpy(ids).long()[None], torch.ones(1, len(ids)), loss_mask=mask
-                ).logps
+                found = policy(torch.from_numpy(ids).long()[None], torch.ones(1, len(ids)), loss_mask=mask).logps
             np.testing.assert_allclose(found[0].numpy(), told, atol=1e-4)
             self.stored.add(told.astype(np.float32).tobytes())
 

@@ -196,10 +196,7 @@ def test_compiled_layers_give_the_same_gradients_and_leave_the_policy_as_it_was(
     assert list(compiled.state_dict()) == list(plain.state_dict())
     ids, mask = batch()
     loss_mask = mask * (torch.arange(ids.shape[1]) > 0)
-    found = [
-        gradients(policy, policy(ids, mask, 0.7, loss_mask=loss_mask), loss_mask)
-        for policy in (plain, compiled)
-    ]
+    found = [gradients(policy, policy(ids, mask, 0.7, loss_mask=loss_mask), loss_mask) for policy in (plain, compiled)]
     torch.testing.assert_close(
         found[1], found[0], rtol=1e-5, atol=1e-5 * max(float(g.abs().max()) for g in found[0].values())
     )
