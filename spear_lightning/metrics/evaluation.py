@@ -1,4 +1,4 @@
-"""What episodes come to: success, reward, score, effort, their intervals, and what several attempts at a task are worth.
+"""What episodes come to: success, reward, score, effort, their intervals, and what several attempts are worth.
 
 A Wilson interval takes episodes as independent. Those of one task are not, so a summary's intervals resample tasks.
 """
