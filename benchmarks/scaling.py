@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring.costs import checkpoint_bytes, replica_messages, update_flops, update_messages
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from spear_lightning.planning.costs import checkpoint_bytes, replica_messages, update_flops, update_messages
 from spear_lightning.planning.memory import MemoryPlan, plan_memory, replay_bytes
 from spear_lightning.planning.shape import Layout, Numbers, Workload
 from spear_lightning.policy.flops import ModelShape, linear_weights, shape_of

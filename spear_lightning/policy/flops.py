@@ -78,9 +78,9 @@ def linear_weights(model: nn.Module) -> int:
 def model_flops(model: ModelShape, matrices: int, tokens: float, squares: float, predicted: float) -> float:
     """Operations that an update's forward and backward pass need, whatever is computed beside them.
 
-    As :func:`~spear_lightning.planning.costs.update_flops`, but no layer twice, no padding, no token that a causal mask
-    hides, and no logits of tokens that carry no loss: 6 for each weight and token, and in each layer ``12 q`` for each
-    pair of tokens of which the later one sees the other (half of a sequence's length squared).
+    A multiplication and an addition are two. No layer is counted twice, and no padding, no token that a causal mask
+    hides, no logits of tokens that carry no loss: 6 for each weight and token, and in each layer ``12 q`` for each pair
+    of tokens of which the later one sees the other (half of a sequence's length squared).
 
     Args:
         model: its shape.

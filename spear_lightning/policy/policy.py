@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from spear_lightning.policy.attention import pack_model
-from spear_lightning.policy.kernels import check_compilable, compiled_base, fuse_kernels
+from spear_lightning.policy.kernels import compiled_base, fuse_kernels
 from spear_lightning.policy.loading import check_vocabulary, fresh_model, load_model, load_tokenizer, tokenizer_hash
 from spear_lightning.policy.logprobs import (
     CHUNK_BYTES,
@@ -100,8 +100,6 @@ class Policy(nn.Module):
             raise ValueError(f"policy.dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
         if layout not in LAYOUTS:
             raise ValueError(f"policy.layout must be one of {', '.join(LAYOUTS)}, not {layout!r}")
-        if compile:
-            check_compilable(layout)
         self.lora, self.layout = lora, layout
         options: dict[str, Any] = {"dtype": DTYPES[dtype], "attention": attention}
         if model is not None:
@@ -128,7 +126,8 @@ class Policy(nn.Module):
             if lora is not None and lora.dropout and layout == "shared":
                 raise ValueError("policy.layout: shared would give rows the same policy.lora.dropout: set that to 0")
             pack_model(causal, attention)
-        self._compiled = (compiled_base(causal),) if compile else None  # a tuple: not a module of the policy's own
+        # a tuple: not a module of the policy's own
+        self._compiled = (compiled_base(causal, layout),) if compile else None
         self._keeps_logits = "logits_to_keep" in inspect.signature(causal.forward).parameters
         self._chunk_size = chunk_tokens(causal.config.get_text_config().vocab_size, chunk_bytes)
         # Gradient checkpointing and LoRA's dropout work in training mode only, and a loaded model comes in evaluation

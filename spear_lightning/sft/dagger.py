@@ -19,8 +19,8 @@ from annotated_types import Ge, Le
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
-from spear_lightning.agents.base import AgentSession, Ids, Prompt, Response
-from spear_lightning.agents.transcript import TranscriptAgent
+from spear_lightning.agents.base import Ids, Response
+from spear_lightning.agents.transcript import TranscriptAgent, TranscriptSession
 from spear_lightning.data.samples import Sample
 from spear_lightning.environments.base import Observation, Task, TaskSuite
 from spear_lightning.environments.expert import Expert
@@ -116,7 +116,7 @@ class DaggerAgent(TranscriptAgent):
         self._sessions: list[DaggerSession] = []
 
     @override
-    def start(self, task: Task, observation: Observation) -> DaggerSession:  # type: ignore[override]
+    def start(self, task: Task, observation: Observation) -> DaggerSession:
         seed = stream_seed("coach", self._seed, task.id)
         takes_over = uniforms(seed, _MOST_TURNS) < self._share
         expert = self._demonstrations.expert(seed, self._demonstrations.noise)
@@ -129,7 +129,7 @@ class DaggerAgent(TranscriptAgent):
         return [sample for sample in samples if sample.mask.any()]
 
 
-class DaggerSession(AgentSession):
+class DaggerSession(TranscriptSession):
     """One episode of a :class:`DaggerAgent`.
 
     Args:
@@ -145,26 +145,19 @@ class DaggerSession(AgentSession):
     def __init__(
         self, agent: DaggerAgent, observation: Observation, expert: Expert, takes_over: npt.NDArray[np.bool_]
     ) -> None:
-        self._agent, self._expert, self._takes_over = agent, expert, takes_over
-        self._turn = 0
+        super().__init__(agent, observation)
+        self._expert, self._takes_over = expert, iter(takes_over)
         self._expert.reset(observation.task, observation.text)
         self._text = observation.text
-        self._admissible = observation.admissible
-        self._appended = agent.opening_ids(observation.task, observation.text)
         self.pieces: list[tuple[Ids, bool]] = [(self._appended, False)]
-
-    @override
-    def prompt(self) -> Prompt:
-        return Prompt(np.concatenate([ids for ids, _ in self.pieces]), self._appended)
 
     @override
     def respond(self, ids: Ids) -> Response:
         move = self._expert.act(self._text)
-        by_expert = bool(self._takes_over[self._turn])
-        self._turn += 1
+        by_expert = bool(next(self._takes_over))
         if by_expert:
             ids = self._agent.response_ids(move)
-        response = self._agent.interpret(ids, self._admissible)
+        response = super().respond(ids)
         if not by_expert:
             self._expert.overrule(response.action or "")
         self.pieces.append((ids, by_expert and self._expert.motive == "purpose"))
@@ -172,6 +165,6 @@ class DaggerSession(AgentSession):
 
     @override
     def observe(self, observation: Observation) -> None:
-        self._text, self._admissible = observation.text, observation.admissible
-        self._appended = self._agent.continuation_ids(observation.text)
+        super().observe(observation)
+        self._text = observation.text
         self.pieces.append((self._appended, False))

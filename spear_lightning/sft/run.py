@@ -54,7 +54,6 @@ def sft(
     optimization: Optimization = Optimization(),  # noqa: B008 - frozen
     dagger: Dagger = Dagger(),  # noqa: B008 - frozen
     held_out: HeldOut = HeldOut(),  # noqa: B008 - frozen
-    compose_names: bool = True,
     workers: int = 2,
     threads: int = 2,
     seed: int = 0,
@@ -73,7 +72,6 @@ def sft(
         optimization: how the model is fitted.
         dagger: games that the policy plays with the expert beside it, learned after the demonstrations.
         held_out: how the result is measured.
-        compose_names: start embeddings of names ("desk 1") as mixtures of noun and number.
         workers: processes that play.
         threads: of torch in this process.
         seed: of everything random.
@@ -113,8 +111,7 @@ def sft(
 
     tokenizer = demonstrations.build_tokenizer(text for demonstration in shown for text in demonstration.texts())
     network = fresh_model(model, tokenizer, "model", dtype=torch.float32, attention="sdpa", seed=seed)
-    if compose_names:
-        compose_name_embeddings(network, tokenizer)
+    compose_name_embeddings(network, tokenizer)
     agent = demonstrations.make_agent()
     agent.bind(tokenizer)
     apart = set(tasks[:: max(2, round(1 / demonstrations.validation))])
