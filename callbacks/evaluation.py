@@ -33,7 +33,6 @@ class EvaluationReport(Callback, RolloutHooks):
     Args:
         directory: where to write; ``None`` for the run directory.
         confidence: two-sided coverage of the intervals.
-        table: whether to print the table.
 
     Raises:
         ValueError: ``confidence`` is not in (0, 1).
@@ -48,12 +47,10 @@ class EvaluationReport(Callback, RolloutHooks):
         {}
     """
 
-    def __init__(
-        self, directory: str | os.PathLike[str] | None = None, confidence: Confidence = 0.95, table: bool = True
-    ) -> None:
+    def __init__(self, directory: str | os.PathLike[str] | None = None, confidence: Confidence = 0.95) -> None:
         super().__init__()
         self.directory = None if directory is None else Path(directory)
-        self.confidence, self.table = confidence, table
+        self.confidence = confidence
         self.summaries: dict[str, EvaluationSummary] = {}
         self._results = Results()
 
@@ -100,8 +97,7 @@ class EvaluationReport(Callback, RolloutHooks):
         folder = self.directory or Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / f"{split}.json", json.dumps(content, indent=2) + "\n")
-        if self.table:
-            print_table(report_table(self.summaries, f"{split} ({self.confidence:.0%} intervals)", aborted), 150)
+        print_table(report_table(self.summaries, f"{split} ({self.confidence:.0%} intervals)", aborted), 150)
 
 
 def report_table(summaries: dict[str, EvaluationSummary], title: str, aborted: int) -> Table:

@@ -202,7 +202,7 @@ class LearningCurve(Callback, RolloutHooks):
             episodes=results.success.episodes,
             successes=results.success.successes,
             aborted=results.aborted,
-            kinds={kind: tuple(rate) for kind, rate in results.by_type.items()},  # a checkpoint holds plain types
+            kinds={kind: (won, played) for kind, (won, played) in results.by_type.items()},  # plain, for a checkpoint
         )
 
     def _write(self, picture: bool = True) -> None:
@@ -265,7 +265,7 @@ def comparison(evaluations: Sequence[Evaluation], title: str, confidence: float)
             low, high = rate.interval(confidence)
             texts += [f"{rate.share:.1%} [{low:.1%}, {high:.1%}]" if rate.episodes else "–", str(rate.episodes)]
         if len(rates) == 2:
-            low, high = newcombe(*rates, confidence)
+            low, high = newcombe(rates[0], rates[1], confidence)
             difference = rates[1].share - rates[0].share
             both = f"{100 * difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
             texts.append(both if all(rate.episodes for rate in rates) else "–")

@@ -98,7 +98,7 @@ def sft(
     # Tried with a tokenizer of one word, so that a wrong key is found now and not after minutes of playing.
     fresh_model(model, build_tokenizer(["word word"]), "model", dtype=torch.float32, attention="sdpa", seed=seed)
     torch.set_num_threads(threads)
-    seconds, began = {}, time.perf_counter()
+    began, seconds = time.perf_counter(), dict[str, float]()
 
     def lap(phase: str) -> None:
         seconds[phase] = time.perf_counter() - began - sum(seconds.values())
