@@ -92,7 +92,7 @@ def _zero(stage: int, **more: Any) -> Callable[[int], Layout]:
 FEW = replace(WORK, sequences=8, played=8, decoded=8)
 
 SETTINGS = (
-    Setting("DDP", AUTOCAST, lambda ranks: Layout.ddp(ranks, GPUS)),
+    Setting("DDP", AUTOCAST, lambda ranks: Layout(ranks, GPUS, gradient_copy=True)),
     Setting("ZeRO-1", ZERO, _zero(1)),
     Setting("ZeRO-2", ZERO, _zero(2)),
     Setting("ZeRO-3", ZERO, _zero(3)),

@@ -86,8 +86,7 @@ class EntropyMonitor(Callback, RolloutHooks, UpdateHooks):
         self._first: float | None = None
         self._out_of_bounds: list[float] = []
         self._which = ""
-        self._sums: dict[str, float] = {}
-        self._update_sums: dict[str, torch.Tensor] = {}
+        self._sums: dict[str, torch.Tensor] = {}  # of a phase: (2, 1 + bins), sums of entropies and counts of tokens
 
     def _check_arguments(self) -> None:
         for low, high in (("lower", "upper"), ("relative_lower", "relative_upper")):
@@ -118,7 +117,6 @@ class EntropyMonitor(Callback, RolloutHooks, UpdateHooks):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget a half-done iteration of an earlier run."""
         self._sums.clear()
-        self._update_sums.clear()
 
     def on_rollout_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, rollout: Rollout) -> None:
         """Add up the entropies of the generated tokens."""
@@ -142,8 +140,7 @@ class EntropyMonitor(Callback, RolloutHooks, UpdateHooks):
     def on_micro_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, output: MicroBatchOutput) -> None:
         """Add up the entropies of the trained tokens, on the device: nothing waits for it."""
         sums = self._sum_by_bin(output.entropies.flatten(), output.turns.flatten(), output.mask.flatten())
-        phase = _PHASES[output.source]
-        self._update_sums[phase] = self._update_sums[phase] + sums if phase in self._update_sums else sums
+        self._add(_PHASES[output.source], sums)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -183,22 +180,18 @@ class EntropyMonitor(Callback, RolloutHooks, UpdateHooks):
         return torch.stack([sums, members.sum(dim=1)])
 
     def _add(self, phase: str, sums: torch.Tensor) -> None:
-        for name, entropy, count in zip(["", *self.bins], *sums.tolist(), strict=True):
-            for kind, value in (("sum", entropy), ("count", count)):
-                key = f"{kind}:{phase}/{name}".rstrip("/")
-                self._sums[key] = self._sums.get(key, 0.0) + value
+        self._sums[phase] = self._sums[phase] + sums if phase in self._sums else sums
 
     def _finish_iteration(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        for phase, update_sums in self._update_sums.items():
-            self._add(phase, update_sums)
-        self._update_sums.clear()
-        sums = total(self._sums)
+        entropies, counts = dict[str, float](), dict[str, float]()
+        for phase, sums in self._sums.items():
+            names = [phase, *(f"{phase}/{name}" for name in self.bins)]
+            of_entropy, of_tokens = sums.tolist()
+            entropies.update(zip(names, of_entropy, strict=True))
+            counts.update(zip(names, of_tokens, strict=True))
         self._sums.clear()
-        means = {
-            name.removeprefix("count:"): sums[name.replace("count:", "sum:", 1)] / count
-            for name, count in sums.items()
-            if name.startswith("count:") and count > 0
-        }
+        entropies, counts = total(entropies), total(counts)
+        means = {name: entropies[name] / count for name, count in counts.items() if count > 0}
         if means:
             log_iteration(trainer, pl_module, {f"entropy/{name}": value for name, value in sorted(means.items())})
             self._judge(trainer, means)

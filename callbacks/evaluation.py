@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.table import Table
-from typing_extensions import override
 
 from spear_lightning.callbacks.logs import completed_iterations, print_table
 from spear_lightning.data.scoring import Rollout
@@ -19,6 +19,8 @@ from spear_lightning.metrics.evaluation import Estimate, EvaluationSummary, Resu
 from spear_lightning.training.hooks import RolloutHooks
 from spear_lightning.utils.atomic import write_atomically
 from spear_lightning.utils.ranges import Confidence, in_range
+
+_SPLITS = {TrainerFn.VALIDATING: "validation", TrainerFn.TESTING: "test"}
 
 
 @in_range
@@ -60,19 +62,14 @@ class EvaluationReport(Callback, RolloutHooks):
 
     def on_rollout_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, rollout: Rollout) -> None:
         """Take the episodes of a part of the evaluation."""
-        if trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING):
+        if trainer.state.fn in _SPLITS:
             self._results.add(rollout)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Report, unless it is the validation of a training run."""
-        if trainer.state.fn == TrainerFn.VALIDATING:
-            self._report(trainer, "validation")
-
-    @override
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._report(trainer, "test")
-
-    def _report(self, trainer: pl.Trainer, split: str) -> None:
+        if trainer.state.fn not in _SPLITS:
+            return
+        split = _SPLITS[trainer.state.fn]
         results, self._results = self._results.over_ranks(), Results()
         records, aborted = results.records, results.aborted
         if not records:
@@ -91,13 +88,15 @@ class EvaluationReport(Callback, RolloutHooks):
             "iteration": completed_iterations(trainer),
             "confidence": self.confidence,
             "aborted": aborted,
-            **everything[1].as_dict(),
-            "by_task_type": {kind: summary.as_dict() for kind, summary in by_type},
+            **asdict(everything[1]),
+            "by_task_type": {kind: asdict(summary) for kind, summary in by_type},
         }
         folder = self.directory or Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / f"{split}.json", json.dumps(content, indent=2) + "\n")
         print_table(report_table(self.summaries, f"{split} ({self.confidence:.0%} intervals)", aborted), 150)
+
+    on_test_end = on_validation_end
 
 
 def report_table(summaries: dict[str, EvaluationSummary], title: str, aborted: int) -> Table:

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from typing_extensions import override
@@ -18,6 +19,8 @@ from spear_lightning.environments.base import Split
 from spear_lightning.metrics.evaluation import Results
 from spear_lightning.training.hooks import RolloutHooks
 from spear_lightning.utils.ranges import Above0, in_range
+
+_NAMES = {TrainerFn.TESTING: "test", TrainerFn.PREDICTING: "predict"}
 
 
 @in_range
@@ -141,18 +144,24 @@ class RolloutProgress(ProgressBar, RolloutHooks):
         self._open(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print the outcome of an evaluation."""
-        self._end_evaluation(trainer, "validation")
+        """Print the outcome of an evaluation, a test or a prediction."""
+        # Ranks may have played in a different number of parts: add up here, then over ranks.
+        results, self._evaluation = self._evaluation.over_ranks(), Results()
+        rate = results.success
+        if not rate.episodes:
+            return
+        name = _NAMES.get(trainer.state.fn or TrainerFn.VALIDATING, "validation")
+        low, high = rate.interval()
+        aborted = f", {results.aborted} aborted" if results.aborted else ""
+        seconds = time.perf_counter() - self._phase_start
+        self.print(
+            f"{name} after {completed_iterations(trainer)} iterations: success {rate.share:.3f} "
+            f"[{low:.3f}, {high:.3f}] ({rate.successes}/{rate.episodes} episodes{aborted})  {seconds:.1f} s"
+        )
+
+    on_test_end = on_predict_end = on_validation_end
 
     on_test_start = on_predict_start = on_validation_start
-
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print the outcome of a test."""
-        self._end_evaluation(trainer, "test")
-
-    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print the outcome of what was played."""
-        self._end_evaluation(trainer, "predict")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Give the terminal back before a message is printed."""
@@ -163,19 +172,6 @@ class RolloutProgress(ProgressBar, RolloutHooks):
         self._close()
 
     # --- display -------------------------------------------------------------------------------------------------
-
-    def _end_evaluation(self, trainer: pl.Trainer, name: str) -> None:
-        results, self._evaluation = self._evaluation.over_ranks(), Results()
-        rate = results.success
-        if not rate.episodes:
-            return
-        low, high = rate.interval()
-        aborted = f", {results.aborted} aborted" if results.aborted else ""
-        seconds = time.perf_counter() - self._phase_start
-        self.print(
-            f"{name} after {completed_iterations(trainer)} iterations: success {rate.share:.3f} "
-            f"[{low:.3f}, {high:.3f}] ({rate.successes}/{rate.episodes} episodes{aborted})  {seconds:.1f} s"
-        )
 
     def _open(self, trainer: pl.Trainer) -> None:
         if not self._enabled or self._progress is not None:

@@ -165,7 +165,8 @@ def _print(console: Console, situation: Situation, estimate: int | None, found: 
     start = layout.ranks_per_node * situation.start
     console.print(f"At the start each rank loads the whole policy: {_gib(start)} of RAM a node", highlight=False)
     if estimate is not None:
-        mine = model_states(plan_on_device(situation))
+        # as if devices had memory of their own, which is what DeepSpeed's figure is about
+        mine = model_states(replace(situation, gpu=True).plan)
         line = f"Model states alone: {_gib(mine)}; DeepSpeed's own estimate (16-bit weights, Adam): {_gib(estimate)}"
         console.print(line, highlight=False, soft_wrap=True)
     for note in situation.notes:
@@ -177,11 +178,6 @@ def _print(console: Console, situation: Situation, estimate: int | None, found: 
         )
     if not situation.fits and not found:
         console.print("  no change of strategy, nodes or micro-batch makes it fit: train adapters (model.policy.lora)")
-
-
-def plan_on_device(situation: Situation) -> MemoryPlan:
-    """The plan as if devices had memory of their own, which is what DeepSpeed's figure is about."""
-    return replace(situation, gpu=True).plan
 
 
 def _verdict(situation: Situation) -> str:

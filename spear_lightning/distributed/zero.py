@@ -67,7 +67,6 @@ class ZeroStrategy(DeepSpeedStrategy):
             raise MisconfigurationException(f"ZeroStrategy.stage must be 0, 1, 2 or 3, not {stage}")
         if not torch.cuda.is_available():
             os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported
-        _check_version()
         kwargs.setdefault("logging_batch_size_per_gpu", 1)  # a minibatch is no batch that Lightning could measure
         overlap = stage >= 2 if overlap_comm is None else overlap_comm
         super().__init__(stage=stage, overlap_comm=overlap, timeout=timeout, **kwargs)
@@ -140,10 +139,10 @@ class ZeroStrategy(DeepSpeedStrategy):
         """Hand model and optimizer to DeepSpeed, which partitions the parameters under stage 3."""
         policy = getattr(self.lightning_module, "policy", None)
         if self.stage == 3 and policy is not None:
-            from deepspeed.zero import GatheredParameters
+            import deepspeed
 
             # before DeepSpeed puts its hooks into the modules
-            self._replica = WeightSnapshot(policy, lambda parameter: GatheredParameters([parameter]))
+            self._replica = WeightSnapshot(policy, lambda parameter: deepspeed.zero.GatheredParameters([parameter]))
         super().setup(trainer)
         if self.stage == 0 and hasattr(self.engine, "clip_fp32_gradients"):
             self.engine.clip_fp32_gradients = self._clip
@@ -224,20 +223,6 @@ class ZeroStrategy(DeepSpeedStrategy):
         """The rollout phase is over: free the copy, if so configured."""
         if self._replica is not None and self.free_replica:
             self._replica.release()
-
-
-def _check_version() -> None:
-    try:
-        from deepspeed.runtime import constants
-    except ImportError as error:
-        raise MisconfigurationException("ZeroStrategy needs DeepSpeed: pip install 'deepspeed>=0.19'") from error
-    if not hasattr(constants, "MANAGED_GRADIENT_ACCUMULATION"):
-        import deepspeed
-
-        raise MisconfigurationException(
-            "ZeroStrategy needs DeepSpeed 0.19 or newer (managed_gradient_accumulation), but "
-            f"{deepspeed.__version__} is installed: pip install -U 'deepspeed>=0.19'"
-        )
 
 
 def check_strategy(strategy: Strategy) -> None:

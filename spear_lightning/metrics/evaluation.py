@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -175,10 +175,6 @@ class EvaluationSummary:
     tokens: float
     tool_calls: float
     invalid: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain types, for JSON."""
-        return asdict(self)
 
 
 def summarize(records: Sequence[EpisodeRecord], confidence: float = 0.95) -> EvaluationSummary:

@@ -7,7 +7,6 @@ they are.
 from __future__ import annotations
 
 import os
-from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
@@ -168,17 +167,13 @@ def numbers_of(precision: Any, dtype: str, strategy: Strategy, factory: Optimize
 # --- the workload -----------------------------------------------------------------------------------------------------
 
 
-@singledispatch
 def sessions_of(engine: RolloutEngine, episodes: int) -> tuple[int, int, int | None]:
     """What an engine keeps: sequences whose cache stands, sequences decoded together, its own length limit.
 
     An engine that is not known is taken to keep nothing in this process.
     """
-    return 0, 0, None
-
-
-@sessions_of.register
-def _(engine: HuggingFaceEngine, episodes: int) -> tuple[int, int, int | None]:
+    if not isinstance(engine, HuggingFaceEngine):
+        return 0, 0, None
     decoded = min(episodes, engine.max_batch)
     return (episodes if engine.keep_cache else decoded), decoded, engine.max_length
 

@@ -47,8 +47,8 @@ def states(model: ModelShape, numbers: Numbers, layout: Layout) -> dict[str, int
 @pytest.mark.parametrize(
     ("numbers", "layout", "expected"),
     [
-        (FLOAT32, Layout.single(), (4000, 4000, 8000, 0)),
-        (BF16, Layout.ddp(4, 4), (2000, 2000, 4000, 0)),
+        (FLOAT32, Layout(), (4000, 4000, 8000, 0)),
+        (BF16, Layout(4, 4, gradient_copy=True), (2000, 2000, 4000, 0)),
         (ZERO, Layout.zero(0, 4, 4), (2000, 2000, 12000, 0)),
         (ZERO, Layout.zero(1, 4, 4), (2000, 2000, 3000, 1000)),
         (ZERO, Layout.zero(2, 4, 4), (2000, 500, 3000, 1000)),
@@ -101,7 +101,9 @@ def test_phases_hold_what_they_need():
 
 
 def test_ddp_holds_gradients_twice_unless_they_are_a_view():
-    plain, view = (plan_memory(TINY, FLOAT32, Layout.ddp(2, 2, copy), Workload(tokens=1)) for copy in (True, False))
+    plain, view = (
+        plan_memory(TINY, FLOAT32, Layout(2, 2, gradient_copy=copy), Workload(tokens=1)) for copy in (True, False)
+    )
     assert plain.bytes_of("communication buckets") == 4000
     assert view.bytes_of("communication buckets") == 0
 
