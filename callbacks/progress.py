@@ -132,8 +132,7 @@ class RolloutProgress(ProgressBar, RolloutHooks):
         if rollout.split != "train":
             self._evaluation.add(rollout)
             return
-        self._training.add(rollout)
-        self._training = self._training.over_ranks()
+        self._training = Results().add(rollout).over_ranks()
         for name, seconds in rollout.seconds.items():
             self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 

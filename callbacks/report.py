@@ -139,9 +139,7 @@ class LearningCurve(Callback, RolloutHooks):
         if rollout.split != "train":
             self._results.add(rollout)
             return
-        played = Results()
-        played.add(rollout)
-        played = played.over_ranks()
+        played = Results().add(rollout).over_ranks()
         if played.records:
             self._training[rollout.iteration] = TrainingPoint(
                 iteration=rollout.iteration,

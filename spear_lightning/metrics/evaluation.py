@@ -104,10 +104,11 @@ class Results:
     records: list[EpisodeRecord] = field(default_factory=list)
     aborted: int = 0
 
-    def add(self, rollout: Rollout) -> None:
+    def add(self, rollout: Rollout) -> Results:
         """Take the episodes of this rank."""
         self.records += [EpisodeRecord.of(item.episode, item.reward) for item in rollout.episodes]
         self.aborted += len(rollout.aborted)
+        return self
 
     def over_ranks(self) -> Results:
         """The episodes of all ranks. Every rank must call it."""

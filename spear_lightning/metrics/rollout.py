@@ -9,7 +9,7 @@ import numpy as np
 
 from spear_lightning.data.scoring import Rollout, ScoredEpisode
 from spear_lightning.environments.mixture import belongs, with_families
-from spear_lightning.metrics.evaluation import EpisodeRecord
+from spear_lightning.metrics.evaluation import Results
 from spear_lightning.metrics.store import MetricStore
 
 
@@ -20,7 +20,7 @@ def record_rollout(store: MetricStore, rollout: Rollout) -> None:
     """
     prefix = "rollout" if rollout.split == "train" else rollout.split
     scored = rollout.episodes
-    records = [EpisodeRecord.of(item.episode, item.reward) for item in scored]
+    records = Results().add(rollout).records
     for name in ("success", "score", "turns", "tokens", "tool_calls"):
         _means(store, f"{prefix}/{name}", (getattr(record, name) for record in records))
     _means(store, f"{prefix}/truncated", (item.episode.status == "truncated" for item in scored))

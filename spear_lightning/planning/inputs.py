@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from lightning.fabric.connector import _convert_precision_to_unified_args
 from lightning.pytorch.strategies import Strategy
 from torch import nn
@@ -60,7 +60,7 @@ def read_situation(config: Namespace, *, capacity: int | None, context: int | No
         model=model,
         numbers=numbers_of(trainer.precision, policy.dtype, strategy, factory),
         layout=layout,
-        work=_workload(config, _data_module(config), causal, layout.ranks, context),
+        work=_workload(config, made("data", RolloutDataModule, config.data), causal, layout.ranks, context),
         nodes=nodes,
         capacity=machine_memory(gpu) if capacity is None else capacity,
         gpu=gpu,
@@ -206,11 +206,3 @@ def _workload(
         replay_entries=0 if replay is None else replay.schedule.limit(replay.capacity),
         replay_tokens=longest,
     )
-
-
-def _data_module(config: Namespace) -> RolloutDataModule:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(RolloutDataModule, "data")
-    part = Namespace({"data": config.data})  # type: ignore[no-untyped-call]
-    data: RolloutDataModule = parser.instantiate_classes(part).data
-    return data

@@ -25,7 +25,7 @@ from spear_lightning.data.samples import Sample
 from spear_lightning.environments.base import Observation, Task, TaskSuite
 from spear_lightning.environments.expert import Expert
 from spear_lightning.sft.demonstrations import ExpertDemonstrations
-from spear_lightning.sft.evaluation import play
+from spear_lightning.sft.evaluation import HeldOut, play
 from spear_lightning.sft.module import sample_of
 from spear_lightning.utils.randomness import stream_seed, uniforms
 from spear_lightning.utils.ranges import Above0, NotNegative, Positive, Share, in_range
@@ -90,14 +90,8 @@ def play_dagger(
     with tempfile.TemporaryDirectory() as folder:
         network.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        play(
-            *(Path(folder), suite, tasks, agent, [settings.temperature]),
-            max_turns=settings.max_turns,
-            max_response_tokens=max_response_tokens,
-            workers=workers,
-            seed=seed,
-            max_active=64,
-        )
+        how = HeldOut(None, (settings.temperature,), settings.max_turns, max_response_tokens)
+        play(Path(folder), suite, tasks, agent, how, workers=workers, seed=seed, max_active=64)
     return agent.samples()
 
 

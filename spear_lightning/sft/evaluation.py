@@ -78,13 +78,11 @@ def play(
     suite: TaskSuite,
     tasks: Sequence[Task],
     agent: Agent,
-    temperatures: Sequence[float],
+    settings: HeldOut,
     *,
-    max_turns: int,
-    max_response_tokens: int,
     workers: int,
     seed: int,
-    max_active: int,
+    max_active: int = 128,
 ) -> list[list[Episode]]:
     """Play tasks with the policy in a folder, once per temperature.
 
@@ -93,9 +91,7 @@ def play(
         suite: makes the environments.
         tasks: to play.
         agent: that plays; it is bound to the policy's tokenizer.
-        temperatures: of the sampling.
-        max_turns: of an episode.
-        max_response_tokens: of a turn.
+        settings: temperatures and limits.
         workers: environment processes.
         seed: of the sampling.
         max_active: episodes played together.
@@ -107,15 +103,10 @@ def play(
     specs = [EpisodeSpec(task, number, 0) for number, task in enumerate(tasks)]
     collector = Collector(EnvironmentPool(suite, workers=workers), agent, engine, max_active=max_active)
     try:
+        samplings = [Sampling(settings.max_response_tokens, each, agent.stop_ids) for each in settings.temperatures]
         return [
-            collector.play(
-                specs,
-                Sampling(max_response_tokens, temperature, agent.stop_ids),
-                iteration=0,
-                seed=seed,
-                max_turns=max_turns,
-            ).episodes
-            for temperature in temperatures
+            collector.play(specs, sampling, iteration=0, seed=seed, max_turns=settings.max_turns).episodes
+            for sampling in samplings
         ]
     finally:
         collector.close()
@@ -124,24 +115,10 @@ def play(
 def evaluate(
     suite: TaskSuite, folder: Path, settings: HeldOut, agent: Agent, *, workers: int, seed: int
 ) -> list[Score]:
-    """Play the suite's validation games with the policy in ``folder``, once per temperature.
-
-    Args:
-        suite: with a validation split.
-        folder: Hugging Face folder of the policy.
-        settings: how to play.
-        agent: that plays.
-        workers: environment processes.
-        seed: of the sampling.
-    """
+    """Play the suite's validation games with the policy in ``folder``, once per temperature; see :func:`play`."""
     tasks = suite.tasks("validation")[: settings.tasks]
-    limits = {"max_turns": settings.max_turns, "max_response_tokens": settings.max_response_tokens}
-    played = play(
-        folder, suite, tasks, agent, settings.temperatures, **limits, workers=workers, seed=seed, max_active=128
-    )
-    return [
-        score_of(episodes, temperature) for episodes, temperature in zip(played, settings.temperatures, strict=True)
-    ]
+    played = play(folder, suite, tasks, agent, settings, workers=workers, seed=seed) if settings.temperatures else []
+    return [score_of(episodes, each) for episodes, each in zip(played, settings.temperatures, strict=True)]
 
 
 def score_of(episodes: Sequence[Episode], temperature: float) -> Score:
