@@ -233,7 +233,7 @@ def test_a_transcript_says_what_went_wrong() -> None:
     ]
     shown = transcript("title", make_episode(turns, filters=frozenset({"repetitive"}), group_kept=False))
     assert "**invalid**" in shown
-    assert "void: no action found" in shown
+    assert "unparsable: no action found" in shown
     assert "cut at the length limit" in shown
     assert "filtered: repetitive" in shown
     assert "left out of training" in shown
