@@ -122,6 +122,8 @@ class RankFiles:
         path = _rank_file(self._folder, rank)
         try:
             states: dict[str, Any] = torch.load(path, weights_only=True)
+            if "entries" in states:
+                raise ValueError("it was written by another version of spear-lightning")
             state: dict[str, Any] = states[self._name]
         except Exception as error:  # whatever a damaged file makes its reader raise
             raise ValueError(f"what rank {rank} held ({self._name}) cannot be read from {path}: {error}") from error

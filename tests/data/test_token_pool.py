@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spear_lightning.algorithm.replay import ReplayBuffer, ReplayEntry
-from spear_lightning.checkpoint.rank_state import load_replay, replay_to_state
+from spear_lightning.checkpoint.rank_state import RankFiles, load_replay, replay_to_state
 from spear_lightning.data.samples import Sample
 from spear_lightning.data.token_pool import StoredSample, TokenPool, store_samples
 
@@ -186,3 +186,9 @@ def test_a_buffer_of_another_format_is_refused(changes: dict[str, Any], named: s
 def test_a_buffer_of_an_older_checkpoint_is_refused() -> None:
     with pytest.raises(ValueError, match=r"format 1,.*reads 3 and 2"):
         load_replay(ReplayBuffer(), [{"entries": []}], 0, 1)
+
+
+def test_a_rank_file_of_an_older_checkpoint_is_refused(tmp_path: Any) -> None:
+    torch.save({"entries": []}, tmp_path / "rank-00000.pt")
+    with pytest.raises(ValueError, match=r"rank 0 held \(replay\).*rank-00000.pt: it was written by another version"):
+        RankFiles(tmp_path, "replay")[0]
