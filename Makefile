@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 # make quickstart WARMSTART=1 first makes the policy it starts from anew (the shipped one was made by the same command).
 quickstart: install
 ifdef WARMSTART
-	$(BIN)/spear warmstart -c configs/warmstart.yaml --output runs/warmstart
+	$(BIN)/spear sft -c configs/warmstart.yaml --output runs/warmstart
 	$(BIN)/spear fit -c configs/quickstart.yaml --run.directory $(RUN) --model.policy.model runs/warmstart $(ARGS)
 else
 	$(BIN)/spear fit -c configs/quickstart.yaml --run.directory $(RUN) $(ARGS)

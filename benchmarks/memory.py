@@ -25,9 +25,9 @@ from typing import Any
 
 import torch
 from comparison.provenance import provenance
+from measuring.costs import checkpoint_bytes, replica_messages, update_flops, update_messages
 from measuring.training import TOKENIZER, Case, make_optimizer, run
 
-from spear_lightning.planning.costs import checkpoint_bytes, replica_messages, update_flops, update_messages
 from spear_lightning.planning.inputs import numbers_of
 from spear_lightning.planning.layouts import layout_of
 from spear_lightning.planning.memory import cache_bytes, cache_columns, plan_memory

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring.costs import checkpoint_bytes, replica_messages, update_flops, update_messages
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from spear_lightning.planning.costs import checkpoint_bytes, replica_messages, update_flops, update_messages
 from spear_lightning.planning.memory import MemoryPlan, plan_memory, replay_bytes
 from spear_lightning.planning.shape import Layout, Numbers, Workload
 from spear_lightning.policy.flops import ModelShape, linear_weights, shape_of
@@ -92,7 +92,7 @@ def _zero(stage: int, **more: Any) -> Callable[[int], Layout]:
 FEW = replace(WORK, sequences=8, played=8, decoded=8)
 
 SETTINGS = (
-    Setting("DDP", AUTOCAST, lambda ranks: Layout.ddp(ranks, GPUS)),
+    Setting("DDP", AUTOCAST, lambda ranks: Layout(ranks, GPUS, gradient_copy=True)),
     Setting("ZeRO-1", ZERO, _zero(1)),
     Setting("ZeRO-2", ZERO, _zero(2)),
     Setting("ZeRO-3", ZERO, _zero(3)),

@@ -37,11 +37,13 @@ from spear_lightning.distributed.failures import errors_deferred, first_failure
 from spear_lightning.policy.policy import Policy
 from spear_lightning.training.hooks import RankState
 from spear_lightning.training.module import SpearModule
+from spear_lightning.utils.ranges import Positive, in_range
 
 _PACKAGES = ("spear-lightning", "torch", "lightning", "deepspeed", "transformers")
 _PARTIAL = ".partial-"
 
 
+@in_range
 class ShardedCheckpoint(Checkpoint):
     """Saves the whole training state every few iterations and after the best validation.
 
@@ -67,7 +69,8 @@ class ShardedCheckpoint(Checkpoint):
         interrupted: whether SIGTERM has ended training before its last iteration; the same on all ranks.
 
     Raises:
-        MisconfigurationException: an argument is out of range; or the directory cannot be written.
+        ValueError: a number is out of range.
+        MisconfigurationException: a word is not known; or the directory cannot be written.
 
     Example::
 
@@ -82,16 +85,13 @@ class ShardedCheckpoint(Checkpoint):
     def __init__(
         self,
         directory: str | os.PathLike[str] | None = None,
-        every_n_iterations: int = 1,
-        keep: int = 2,
+        every_n_iterations: Positive = 1,
+        keep: Positive = 2,
         monitor: str | None = "validation/success",
         mode: Literal["max", "min"] = "max",
         on_error: Literal["raise", "continue"] = "raise",
     ) -> None:
         super().__init__()
-        for name, value in (("every_n_iterations", every_n_iterations), ("keep", keep)):
-            if value < 1:
-                raise MisconfigurationException(f"ShardedCheckpoint: {name} must be at least 1, not {value}")
         if mode not in ("max", "min") or on_error not in ("raise", "continue"):
             raise MisconfigurationException(
                 f"ShardedCheckpoint: mode must be max or min, and on_error raise or continue, not {mode} and {on_error}"
@@ -276,25 +276,22 @@ class ShardedCheckpoint(Checkpoint):
                 raise OSError(f"it needs about {needed / 2**20:.0f} MiB, but only {free / 2**20:.0f} MiB are free")
 
     def _is_best(self, score: float, folder: Path) -> bool:
-        scores = [known for known, _ in self._scored(self._of_run(self._run, folder))]
+        scores = [known.score for _, known in self._of_run(self._run, folder) if known.score is not None]
         return not scores or (score > max(scores) if self.mode == "max" else score < min(scores))
 
-    def _of_run(self, run: str, folder: Path) -> list[Path]:
+    def _of_run(self, run: str, folder: Path) -> list[tuple[Path, Manifest]]:
         """Its checkpoints, the newest first. Those of another run in the folder are not ours to compare or remove."""
-        return [path for path in complete_checkpoints(folder) if Manifest.load(path).run == run]
+        found = ((path, Manifest.load(path)) for path in complete_checkpoints(folder))
+        return [(path, manifest) for path, manifest in found if manifest.run == run]
 
-    def _best_of(self, checkpoints: list[Path]) -> Path | None:
-        scored = self._scored(checkpoints)
+    def _best_of(self, checkpoints: list[tuple[Path, Manifest]]) -> Path | None:
+        scored = [(manifest.score, path) for path, manifest in checkpoints if manifest.score is not None]
         return (max if self.mode == "max" else min)(scored, key=lambda pair: pair[0])[1] if scored else None
-
-    def _scored(self, checkpoints: list[Path]) -> list[tuple[float, Path]]:
-        pairs = [(Manifest.load(path).score, path) for path in checkpoints]
-        return [(score, path) for score, path in pairs if score is not None]
 
     def _prune(self, folder: Path) -> None:
         newest_first = self._of_run(self._run, folder)
         best = None if self.monitor is None else self._best_of(newest_first)
-        for path in newest_first[self.keep :]:
+        for path, _ in newest_first[self.keep :]:
             if path != best:
                 discard(path)
 

@@ -8,9 +8,11 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
+from typing_extensions import override
 
 from spear_lightning.algorithm import CosineDecay, CosineWarmup, Schedule
 from spear_lightning.callbacks.logs import log_iteration
+from spear_lightning.utils.ranges import AtLeast0, NotNegative, in_range
 
 _DEFAULTS = {"imitation_warmup": 200, "tool_reward_decay": 200, "imitation_max": 1.0, "tool_reward_max": 1.0}
 _PARTS = {
@@ -22,6 +24,7 @@ _PARTS = {
 _HORIZON = 1000
 
 
+@in_range
 class CurriculumSchedule(Callback):
     r"""Sets the weight of self-imitation :math:`\gamma(t)` and of the tool reward :math:`\mu(t)` in each iteration.
 
@@ -54,8 +57,9 @@ class CurriculumSchedule(Callback):
         tool_reward: the schedule of :math:`\mu`.
 
     Raises:
-        MisconfigurationException: an argument is out of range; or, at the start of ``fit``, imitation is asked for
-            and the data module has no replay buffer, or the module or the data module does not know the weight.
+        ValueError: a number is out of range.
+        MisconfigurationException: at the start of ``fit``, imitation is asked for and the data module has no replay
+            buffer, or the module or the data module does not know the weight.
 
     Example::
 
@@ -71,24 +75,22 @@ class CurriculumSchedule(Callback):
 
     def __init__(
         self,
-        imitation_warmup: int | None = None,
-        tool_reward_decay: int | None = None,
-        imitation_max: float | None = None,
-        tool_reward_max: float | None = None,
+        imitation_warmup: NotNegative | None = None,
+        tool_reward_decay: NotNegative | None = None,
+        imitation_max: AtLeast0 | None = None,
+        tool_reward_max: AtLeast0 | None = None,
         imitation: Schedule | None = None,
         tool_reward: Schedule | None = None,
     ) -> None:
         super().__init__()
-        numbers = {
+        given = {
             "imitation_warmup": imitation_warmup,
             "tool_reward_decay": tool_reward_decay,
             "imitation_max": imitation_max,
             "tool_reward_max": tool_reward_max,
+            "imitation": imitation,
+            "tool_reward": tool_reward,
         }
-        for name, value in numbers.items():
-            if value is not None and not value >= 0:
-                raise MisconfigurationException(f"CurriculumSchedule: {name} must be 0 or more, not {value}")
-        given = numbers | {"imitation": imitation, "tool_reward": tool_reward}
         self._given: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         self._acts = True
         self._before: tuple[float, float] | None = None
@@ -140,8 +142,8 @@ class CurriculumSchedule(Callback):
         """Leave the weights as they were found."""
         self._restore(trainer, pl_module)
 
+    @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Leave the weights as they were found."""
         self._restore(trainer, pl_module)
 
     def _follow(self, schedules: Sequence[CurriculumSchedule]) -> None:

@@ -18,11 +18,13 @@ from spear_lightning.callbacks.logs import log_iteration
 from spear_lightning.distributed.collectives import total
 from spear_lightning.rollout.episode import Rollout
 from spear_lightning.training.hooks import MicroBatchOutput, RolloutHooks, UpdateHooks
+from spear_lightning.utils.ranges import AtLeast0, Positive, in_range
 
 # Where entropies come from: generation, and the update on fresh and on replayed episodes.
 _PHASES = {"fresh": "update", "replay": "replay"}
 
 
+@in_range
 class EntropyMonitor(Callback, RolloutHooks, UpdateHooks):
     """Measures the exact policy entropy per token, by position of the turn, and acts when it leaves its bounds.
 
@@ -49,7 +51,8 @@ class EntropyMonitor(Callback, RolloutHooks, UpdateHooks):
         positions: first turns of the bins, from 1, increasing; the last bin is open. Empty for no breakdown.
 
     Raises:
-        MisconfigurationException: an argument is out of range, or the bounds exclude each other.
+        ValueError: a number is out of range.
+        MisconfigurationException: the bounds exclude each other, or the positions do not increase.
 
     Example::
 
@@ -63,11 +66,11 @@ class EntropyMonitor(Callback, RolloutHooks, UpdateHooks):
 
     def __init__(
         self,
-        lower: float | None = 0.01,
-        upper: float | None = 5.0,
-        relative_lower: float | None = None,
-        relative_upper: float | None = None,
-        patience: int = 3,
+        lower: AtLeast0 | None = 0.01,
+        upper: AtLeast0 | None = 5.0,
+        relative_lower: AtLeast0 | None = None,
+        relative_upper: AtLeast0 | None = None,
+        patience: Positive = 3,
         action: Literal["warn", "stop"] = "warn",
         positions: Sequence[int] = (1, 2, 3, 5, 9, 17, 33),
     ) -> None:
@@ -83,20 +86,13 @@ class EntropyMonitor(Callback, RolloutHooks, UpdateHooks):
         self._first: float | None = None
         self._out_of_bounds: list[float] = []
         self._which = ""
-        self._sums: dict[str, float] = {}
-        self._update_sums: dict[str, torch.Tensor] = {}
+        self._sums: dict[str, torch.Tensor] = {}  # of a phase: (2, 1 + bins), sums of entropies and counts of tokens
 
     def _check_arguments(self) -> None:
-        for name in ("lower", "upper", "relative_lower", "relative_upper"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise MisconfigurationException(f"EntropyMonitor: {name} must be 0 or more, or null; not {value}")
         for low, high in (("lower", "upper"), ("relative_lower", "relative_upper")):
             lowest, highest = getattr(self, low), getattr(self, high)
             if lowest is not None and highest is not None and lowest >= highest:
                 raise MisconfigurationException(f"EntropyMonitor: {low}={lowest} must be below {high}={highest}")
-        if self.patience < 1:
-            raise MisconfigurationException(f"EntropyMonitor: patience must be at least 1, not {self.patience}")
         if self.action not in ("warn", "stop"):
             raise MisconfigurationException(f'EntropyMonitor: action must be "warn" or "stop", not {self.action!r}')
         increasing = all(a < b for a, b in zip(self.positions, self.positions[1:], strict=False))
@@ -121,7 +117,6 @@ class EntropyMonitor(Callback, RolloutHooks, UpdateHooks):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget a half-done iteration of an earlier run."""
         self._sums.clear()
-        self._update_sums.clear()
 
     def on_rollout_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, rollout: Rollout) -> None:
         """Add up the entropies of the generated tokens."""
@@ -145,8 +140,7 @@ class EntropyMonitor(Callback, RolloutHooks, UpdateHooks):
     def on_micro_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, output: MicroBatchOutput) -> None:
         """Add up the entropies of the trained tokens, on the device: nothing waits for it."""
         sums = self._sum_by_bin(output.entropies.flatten(), output.turns.flatten(), output.mask.flatten())
-        phase = _PHASES[output.source]
-        self._update_sums[phase] = self._update_sums[phase] + sums if phase in self._update_sums else sums
+        self._add(_PHASES[output.source], sums)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -186,22 +180,18 @@ class EntropyMonitor(Callback, RolloutHooks, UpdateHooks):
         return torch.stack([sums, members.sum(dim=1)])
 
     def _add(self, phase: str, sums: torch.Tensor) -> None:
-        for name, entropy, count in zip(["", *self.bins], *sums.tolist(), strict=True):
-            for kind, value in (("sum", entropy), ("count", count)):
-                key = f"{kind}:{phase}/{name}".rstrip("/")
-                self._sums[key] = self._sums.get(key, 0.0) + value
+        self._sums[phase] = self._sums[phase] + sums if phase in self._sums else sums
 
     def _finish_iteration(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        for phase, update_sums in self._update_sums.items():
-            self._add(phase, update_sums)
-        self._update_sums.clear()
-        sums = total(self._sums)
+        entropies, counts = dict[str, float](), dict[str, float]()
+        for phase, sums in self._sums.items():
+            names = [phase, *(f"{phase}/{name}" for name in self.bins)]
+            of_entropy, of_tokens = sums.tolist()
+            entropies.update(zip(names, of_entropy, strict=True))
+            counts.update(zip(names, of_tokens, strict=True))
         self._sums.clear()
-        means = {
-            name.removeprefix("count:"): sums[name.replace("count:", "sum:", 1)] / count
-            for name, count in sums.items()
-            if name.startswith("count:") and count > 0
-        }
+        entropies, counts = total(entropies), total(counts)
+        means = {name: entropies[name] / count for name, count in counts.items() if count > 0}
         if means:
             log_iteration(trainer, pl_module, {f"entropy/{name}": value for name, value in sorted(means.items())})
             self._judge(trainer, means)
@@ -249,7 +239,7 @@ class EntropyMonitor(Callback, RolloutHooks, UpdateHooks):
 
     def _message(self, which: str, bound: str, source: str, iteration: int, stop: bool) -> str:
         values = ", ".join(f"{value:.4g}" for value in self._out_of_bounds[-self.patience :])
-        remedy = {
+        suggestion = {
             "collapsed": "The policy has stopped exploring: lower the learning rate, raise clip_high, drop more tokens "
             "with clip-cov, or begin self-imitation later (imitation_warmup)",
             "exploded": "The policy is losing what it knew: lower the learning rate or max_grad_norm, or add a KL "
@@ -258,5 +248,5 @@ class EntropyMonitor(Callback, RolloutHooks, UpdateHooks):
         end = "Training stops (EntropyMonitor action: stop)." if stop else "Training goes on (action: warn)."
         return (
             f"Policy entropy has {which}: {bound} nats per token for {len(self._out_of_bounds)} iterations up to "
-            f"iteration {iteration} (the last, from the {source}: {values}). {end} {remedy}."
+            f"iteration {iteration} (the last, from the {source}: {values}). {end} {suggestion}."
         )

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import lightning.pytorch as pl
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
-from rich.console import Console
 from rich.table import Table
 
-from spear_lightning.callbacks.summary import completed_iterations
-from spear_lightning.distributed.collectives import concatenate, gather
+from spear_lightning.callbacks.logs import completed_iterations, print_table
 from spear_lightning.environments.mixture import belongs, with_families
-from spear_lightning.metrics.evaluation import EpisodeRecord, Estimate, EvaluationSummary, summarize
+from spear_lightning.metrics.evaluation import Estimate, EvaluationSummary, Results, summarize
 from spear_lightning.rollout.episode import Rollout
 from spear_lightning.training.hooks import RolloutHooks
 from spear_lightning.utils.atomic import write_atomically
+from spear_lightning.utils.ranges import Confidence, in_range
+
+_SPLITS = {TrainerFn.VALIDATING: "validation", TrainerFn.TESTING: "test"}
 
 
+@in_range
 class EvaluationReport(Callback, RolloutHooks):
     """Reports success, score and effort on held-out tasks, overall and by task type, the way papers do.
 
@@ -33,10 +35,9 @@ class EvaluationReport(Callback, RolloutHooks):
     Args:
         directory: where to write; ``None`` for the run directory.
         confidence: two-sided coverage of the intervals.
-        table: whether to print the table.
 
     Raises:
-        MisconfigurationException: ``confidence`` is not in (0, 1).
+        ValueError: ``confidence`` is not in (0, 1).
 
     Example::
 
@@ -48,40 +49,29 @@ class EvaluationReport(Callback, RolloutHooks):
         {}
     """
 
-    def __init__(
-        self, directory: str | os.PathLike[str] | None = None, confidence: float = 0.95, table: bool = True
-    ) -> None:
+    def __init__(self, directory: str | os.PathLike[str] | None = None, confidence: Confidence = 0.95) -> None:
         super().__init__()
-        if not 0 < confidence < 1:
-            raise MisconfigurationException(f"EvaluationReport: confidence must be in (0, 1), not {confidence}")
         self.directory = None if directory is None else Path(directory)
-        self.confidence, self.table = confidence, table
+        self.confidence = confidence
         self.summaries: dict[str, EvaluationSummary] = {}
-        self._records: list[EpisodeRecord] = []
-        self._aborted = 0
+        self._results = Results()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Forget what an interrupted evaluation has left."""
-        self._records, self._aborted = [], 0
+        self._results = Results()
 
     def on_rollout_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, rollout: Rollout) -> None:
         """Take the episodes of a part of the evaluation."""
-        if trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING):
-            self._records += [EpisodeRecord.of(item) for item in rollout.episodes]
-            self._aborted += len(rollout.aborted)
+        if trainer.state.fn in _SPLITS:
+            self._results.add(rollout)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Report, unless it is the validation of a training run."""
-        if trainer.state.fn == TrainerFn.VALIDATING:
-            self._report(trainer, "validation")
-
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Report."""
-        self._report(trainer, "test")
-
-    def _report(self, trainer: pl.Trainer, split: str) -> None:
-        records, aborted = concatenate(self._records), sum(gather(self._aborted))
-        self._records, self._aborted = [], 0
+        if trainer.state.fn not in _SPLITS:
+            return
+        split = _SPLITS[trainer.state.fn]
+        results, self._results = self._results.over_ranks(), Results()
+        records, aborted = results.records, results.aborted
         if not records:
             return
         kinds = with_families([record.kind for record in records])
@@ -98,21 +88,18 @@ class EvaluationReport(Callback, RolloutHooks):
             "iteration": completed_iterations(trainer),
             "confidence": self.confidence,
             "aborted": aborted,
-            **everything[1].as_dict(),
-            "by_task_type": {kind: summary.as_dict() for kind, summary in by_type},
+            **asdict(everything[1]),
+            "by_task_type": {kind: asdict(summary) for kind, summary in by_type},
         }
         folder = self.directory or Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / f"{split}.json", json.dumps(content, indent=2) + "\n")
-        if self.table:
-            console = Console()
-            # A pipe has no width of its own, and a table cut to 80 columns loses its last ones.
-            if not console.is_terminal:
-                console = Console(width=max(console.width, 150))
-            console.print(report_table(self.summaries, f"{split} ({self.confidence:.0%} intervals)", aborted))
+        print_table(report_table(self.summaries, f"{split} ({self.confidence:.0%} intervals)", aborted), 150)
+
+    on_test_end = on_validation_end
 
 
-def report_table(summaries: dict[str, EvaluationSummary], title: str, aborted: int = 0) -> Table:
+def report_table(summaries: dict[str, EvaluationSummary], title: str, aborted: int) -> Table:
     """Summaries as a table, the last row for all tasks.
 
     Args:

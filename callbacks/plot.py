@@ -36,22 +36,13 @@ def draw_curve(
     panels = figure.subplots(1, 2 if training else 1, squeeze=False)[0]
 
     held_out = panels[0]
-    iterations = [point[0] for point in evaluations]
-    held_out.fill_between(
-        iterations,
-        [point[2] for point in evaluations],
-        [point[3] for point in evaluations],
-        color=_BLUE,
-        alpha=0.18,
-        linewidth=0,
-        label=f"{confidence:.0%} interval",
-    )
+    iterations, successes, lows, highs = zip(*evaluations, strict=True)
+    interval = f"{confidence:.0%} interval"
+    held_out.fill_between(iterations, lows, highs, color=_BLUE, alpha=0.18, linewidth=0, label=interval)
     if len(evaluations) == 1:  # a band needs two points
         _, success, low, high = evaluations[0]
         held_out.errorbar(iterations, [success], [[success - low], [high - success]], color=_BLUE, capsize=3)
-    held_out.plot(
-        iterations, [point[1] for point in evaluations], color=_BLUE, marker="o", markersize=4, label="success"
-    )
+    held_out.plot(iterations, successes, color=_BLUE, marker="o", markersize=4, label="success")
     held_out.set_title(f"Held-out success ({episodes} episodes)")
     held_out.set_ylim(0, 1)
     held_out.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -60,10 +51,8 @@ def draw_curve(
 
     if training:
         behaviour = panels[1]
-        numbers = [point[0] for point in training]
-        lines = behaviour.plot(
-            numbers, [point[1] for point in training], color=_GREEN, linewidth=1.2, label="success in training"
-        )
+        numbers, rates, _ = zip(*training, strict=True)
+        lines = behaviour.plot(numbers, rates, color=_GREEN, linewidth=1.2, label="success in training")
         behaviour.set_ylim(0, 1)
         behaviour.yaxis.set_major_formatter(PercentFormatter(1.0))
         behaviour.set_ylabel("success in training", color=_GREEN)

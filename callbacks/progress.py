@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import math
 import time
-from functools import reduce
-from operator import add
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from typing_extensions import override
 
-from spear_lightning.callbacks.summary import RolloutSummary, completed_iterations
-from spear_lightning.distributed.collectives import gather
+from spear_lightning.callbacks.logs import completed_iterations
 from spear_lightning.environments.base import Split
-from spear_lightning.metrics.intervals import wilson
+from spear_lightning.metrics.evaluation import Results
 from spear_lightning.rollout.episode import Rollout
 from spear_lightning.training.hooks import RolloutHooks
+from spear_lightning.utils.ranges import Above0, in_range
+
+_NAMES = {TrainerFn.TESTING: "test", TrainerFn.PREDICTING: "predict"}
 
 
+@in_range
 class RolloutProgress(ProgressBar, RolloutHooks):
     """Progress of the run, of the rollout that is being played, and of the updates on it.
 
@@ -34,8 +36,8 @@ class RolloutProgress(ProgressBar, RolloutHooks):
         plain: ``True`` prints lines also on a terminal, ``False`` draws bars also elsewhere, ``None`` looks.
 
     Raises:
-        MisconfigurationException: ``refresh_rate`` is not above 0. (Lightning itself refuses a progress bar
-            together with ``enable_progress_bar=False``, and two of them.)
+        ValueError: ``refresh_rate`` is not above 0. (Lightning itself refuses a progress bar together with
+            ``enable_progress_bar=False``, and two of them.)
 
     Example::
 
@@ -46,18 +48,15 @@ class RolloutProgress(ProgressBar, RolloutHooks):
         'RolloutProgress'
     """
 
-    def __init__(self, refresh_rate: float = 5.0, plain: bool | None = None) -> None:
+    def __init__(self, refresh_rate: Above0 = 5.0, plain: bool | None = None) -> None:
         super().__init__()
-        if not refresh_rate > 0:
-            raise MisconfigurationException(f"RolloutProgress: refresh_rate must be above 0, not {refresh_rate}")
         self.refresh_rate = refresh_rate
         self.plain = plain
         self._enabled = True
         self._progress: Progress | None = None
         self._bars: dict[str, TaskID] = {}
         self._drawn = 0.0
-        self._training = RolloutSummary()
-        self._evaluations: list[RolloutSummary] = []
+        self._training, self._evaluation = Results(), Results()
         self._seconds: dict[str, float] = {}
         self._iteration_start = self._phase_start = self._update_start = time.perf_counter()
 
@@ -89,7 +88,7 @@ class RolloutProgress(ProgressBar, RolloutHooks):
         """A new iteration: forget the last one."""
         self._iteration_start = time.perf_counter()
         self._seconds = {}
-        self._training = RolloutSummary()
+        self._training = Results()
         self._open(trainer)
         self._update("updates", completed=0, total=_finite(self.total_train_batches), force=True)
 
@@ -131,64 +130,47 @@ class RolloutProgress(ProgressBar, RolloutHooks):
     def on_rollout_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, rollout: Rollout) -> None:
         """Take the figures of the episodes."""
         if rollout.split != "train":
-            self._evaluations.append(RolloutSummary.of(rollout))
+            self._evaluation.add(rollout)
             return
-        self._training = RolloutSummary.over_ranks(rollout)
+        self._training = Results().add(rollout).over_ranks()
         for name, seconds in rollout.seconds.items():
             self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """An evaluation begins."""
-        self._begin_evaluation(trainer)
+        """An evaluation begins; prediction plays episodes too."""
+        self._phase_start = time.perf_counter()
+        self._evaluation = Results()
+        self._open(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print the outcome of an evaluation."""
-        self._end_evaluation(trainer, "validation")
+        """Print the outcome of an evaluation, a test or a prediction."""
+        # Ranks may have played in a different number of parts: add up here, then over ranks.
+        results, self._evaluation = self._evaluation.over_ranks(), Results()
+        rate = results.success
+        if not rate.episodes:
+            return
+        name = _NAMES.get(trainer.state.fn or TrainerFn.VALIDATING, "validation")
+        low, high = rate.interval()
+        aborted = f", {results.aborted} aborted" if results.aborted else ""
+        seconds = time.perf_counter() - self._phase_start
+        self.print(
+            f"{name} after {completed_iterations(trainer)} iterations: success {rate.share:.3f} "
+            f"[{low:.3f}, {high:.3f}] ({rate.successes}/{rate.episodes} episodes{aborted})  {seconds:.1f} s"
+        )
 
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A test begins."""
-        self._begin_evaluation(trainer)
+    on_test_end = on_predict_end = on_validation_end
 
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print the outcome of a test."""
-        self._end_evaluation(trainer, "test")
-
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Prediction plays episodes too."""
-        self._begin_evaluation(trainer)
-
-    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print the outcome of what was played."""
-        self._end_evaluation(trainer, "predict")
+    on_test_start = on_predict_start = on_validation_start
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Give the terminal back before a message is printed."""
         self._close()
 
+    @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give the terminal back."""
         self._close()
 
     # --- display -------------------------------------------------------------------------------------------------
-
-    def _begin_evaluation(self, trainer: pl.Trainer) -> None:
-        self._phase_start = time.perf_counter()
-        self._evaluations.clear()
-        self._open(trainer)
-
-    def _end_evaluation(self, trainer: pl.Trainer, name: str) -> None:
-        # Ranks may have played in a different number of parts: add up here, then over ranks.
-        summary = reduce(add, gather(reduce(add, self._evaluations, RolloutSummary())))
-        self._evaluations.clear()
-        if not summary.episodes:
-            return
-        low, high = wilson(summary.successes, summary.episodes)
-        aborted = f", {summary.aborted} aborted" if summary.aborted else ""
-        seconds = time.perf_counter() - self._phase_start
-        self.print(
-            f"{name} after {completed_iterations(trainer)} iterations: success {summary.success:.3f} "
-            f"[{low:.3f}, {high:.3f}] ({summary.successes}/{summary.episodes} episodes{aborted})  {seconds:.1f} s"
-        )
 
     def _open(self, trainer: pl.Trainer) -> None:
         if not self._enabled or self._progress is not None:
@@ -234,8 +216,8 @@ def _finite(number: int | float) -> int | None:
     return int(number) if math.isfinite(number) else None
 
 
-def _figures(summary: RolloutSummary) -> str:
-    if not summary.episodes:
+def _figures(results: Results) -> str:
+    if not results.records:
         return "no episodes"
-    entropy = "" if math.isnan(summary.mean_entropy) else f"  entropy {summary.mean_entropy:.3f}"
-    return f"success {summary.success:.3f}  reward {summary.mean_reward:+.3f}{entropy}"
+    entropy = "" if math.isnan(results.entropy) else f"  entropy {results.entropy:.3f}"
+    return f"success {results.success.share:.3f}  reward {results.reward:+.3f}{entropy}"

@@ -5,28 +5,24 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import reduce
-from operator import add
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
-from rich.console import Console
 from rich.table import Table
 
+from spear_lightning.callbacks.logs import completed_iterations, make_folder, print_table
 from spear_lightning.callbacks.plot import draw_curve
-from spear_lightning.callbacks.summary import RolloutSummary, completed_iterations
-from spear_lightning.distributed.collectives import gather
-from spear_lightning.metrics.intervals import newcombe, wilson
+from spear_lightning.metrics.evaluation import Rate, Results
+from spear_lightning.metrics.intervals import newcombe
 from spear_lightning.rollout.episode import Rollout
 from spear_lightning.training.hooks import RolloutHooks
 from spear_lightning.utils.atomic import write_atomically
+from spear_lightning.utils.ranges import Confidence, in_range
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +46,9 @@ class Evaluation:
     kinds: dict[str, tuple[int, int]]
 
     @property
-    def success(self) -> float:
-        """Share of episodes that succeeded."""
-        return self.successes / self.episodes
+    def rate(self) -> Rate:
+        """Of all episodes."""
+        return Rate(self.successes, self.episodes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +70,7 @@ class TrainingPoint:
     entropy: float | None
 
 
+@in_range
 class LearningCurve(Callback, RolloutHooks):
     """Collects held-out success at every validation, draws it and reports what training has changed.
 
@@ -94,7 +91,8 @@ class LearningCurve(Callback, RolloutHooks):
         table: whether to print tables.
 
     Raises:
-        MisconfigurationException: ``confidence`` is not in (0, 1), or the directory cannot be written.
+        ValueError: ``confidence`` is not in (0, 1).
+        MisconfigurationException: the directory cannot be written.
 
     Example::
 
@@ -107,18 +105,16 @@ class LearningCurve(Callback, RolloutHooks):
     """
 
     def __init__(
-        self, directory: str | os.PathLike[str] | None = None, confidence: float = 0.95, table: bool = True
+        self, directory: str | os.PathLike[str] | None = None, confidence: Confidence = 0.95, table: bool = True
     ) -> None:
         super().__init__()
-        if not 0 < confidence < 1:
-            raise MisconfigurationException(f"LearningCurve: confidence must be in (0, 1), not {confidence}")
         self.directory = None if directory is None else Path(directory)
         self.confidence = confidence
         self.table = table
         self._folder = self.directory or Path()
         self._evaluations: dict[int, Evaluation] = {}
         self._training: dict[int, TrainingPoint] = {}
-        self._parts: list[RolloutSummary] = []
+        self._results = Results()
 
     @property
     def evaluations(self) -> list[Evaluation]:
@@ -132,36 +128,25 @@ class LearningCurve(Callback, RolloutHooks):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find the directory and make sure that it can be written, before anything is played."""
-        self._parts.clear()
+        self._results = Results()
         log_dir = Path(trainer.log_dir or trainer.default_root_dir)  # agreed on by all ranks: every rank has to ask
         self._folder = self.directory or log_dir
-        if stage != "fit":
-            return
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise MisconfigurationException(
-                f"LearningCurve: cannot make the directory {self._folder} ({error.strerror}); set "
-                "LearningCurve.directory"
-            ) from error
-        if not os.access(self._folder, os.W_OK):
-            raise MisconfigurationException(
-                f"LearningCurve: cannot write to the directory {self._folder}; set LearningCurve.directory"
-            )
+        if stage == "fit":
+            make_folder(self._folder, "LearningCurve")
 
     def on_rollout_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, rollout: Rollout) -> None:
         """Take the figures of a rollout; an evaluation may come in several parts."""
         if rollout.split != "train":
-            self._parts.append(RolloutSummary.of(rollout))
+            self._results.add(rollout)
             return
-        summary = RolloutSummary.over_ranks(rollout)
-        if summary.episodes:
+        played = Results().add(rollout).over_ranks()
+        if played.records:
             self._training[rollout.iteration] = TrainingPoint(
                 iteration=rollout.iteration,
-                episodes=summary.episodes,
-                success=summary.success,
-                reward=summary.mean_reward,
-                entropy=None if math.isnan(summary.mean_entropy) else summary.mean_entropy,
+                episodes=len(played.records),
+                success=played.success.share,
+                reward=played.reward,
+                entropy=None if math.isnan(played.entropy) else played.entropy,
             )
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -177,12 +162,10 @@ class LearningCurve(Callback, RolloutHooks):
             self._write(picture=not trainer.sanity_checking)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A test is no point of the curve."""
-        self._parts.clear()
+        """Neither a test nor a prediction is a point of the curve."""
+        self._results = Results()
 
-    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Predictions are no evaluation."""
-        self._parts.clear()
+    on_predict_end = on_test_end
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Complete the picture, and compare the first evaluation with the last."""
@@ -191,7 +174,8 @@ class LearningCurve(Callback, RolloutHooks):
         if self.training and self.training[-1].iteration >= self.evaluations[-1].iteration:
             self._write()  # iterations that no validation followed
         first, *others = self.evaluations
-        self._print([first, others[-1]] if others else [first], "Held-out success")
+        if self.table:
+            print_table(comparison([first, *others[-1:]], "Held-out success", self.confidence), 110)
 
     def state_dict(self) -> dict[str, Any]:
         """The curve so far."""
@@ -207,21 +191,16 @@ class LearningCurve(Callback, RolloutHooks):
         self._training = {point["iteration"]: TrainingPoint(**point) for point in state_dict["training"]}
 
     def _evaluate(self, trainer: pl.Trainer) -> Evaluation | None:
-        # Ranks may have played in a different number of parts: add up here, then over ranks.
-        summary = reduce(add, gather(reduce(add, self._parts, RolloutSummary())))
-        self._parts.clear()
-        if not summary.episodes:
+        results, self._results = self._results.over_ranks(), Results()
+        if not results.records:
             return None
         return Evaluation(
             iteration=completed_iterations(trainer),
             updates=trainer.global_step,
-            episodes=summary.episodes,
-            successes=summary.successes,
-            aborted=summary.aborted,
-            kinds={
-                kind: (summary.kind_successes[kind], episodes)
-                for kind, episodes in sorted(summary.kind_episodes.items())
-            },
+            episodes=results.success.episodes,
+            successes=results.success.successes,
+            aborted=results.aborted,
+            kinds={kind: (won, played) for kind, (won, played) in results.by_type.items()},  # plain, for a checkpoint
         )
 
     def _write(self, picture: bool = True) -> None:
@@ -229,23 +208,20 @@ class LearningCurve(Callback, RolloutHooks):
         if not picture:  # one point is no curve
             return
         content = draw_curve(
-            evaluations=[(e.iteration, e.success, *self._interval(e.successes, e.episodes)) for e in self.evaluations],
+            evaluations=[(e.iteration, e.rate.share, *e.rate.interval(self.confidence)) for e in self.evaluations],
             training=[(p.iteration, p.success, p.entropy) for p in self.training],
             episodes=max(e.episodes for e in self.evaluations),
             confidence=self.confidence,
         )
         write_atomically(self._folder / "learning_curve.png", content)
 
-    def _interval(self, successes: int, episodes: int) -> tuple[float, float]:
-        return wilson(successes, episodes, self.confidence)
-
     def _report(self) -> dict[str, Any]:
-        def rate(successes: int, episodes: int) -> dict[str, Any]:
+        def told(rate: Rate) -> dict[str, Any]:
             return {
-                "episodes": episodes,
-                "successes": successes,
-                "success": successes / episodes,
-                "interval": list(self._interval(successes, episodes)),
+                "episodes": rate.episodes,
+                "successes": rate.successes,
+                "success": rate.share,
+                "interval": list(rate.interval(self.confidence)),
             }
 
         return {
@@ -254,25 +230,17 @@ class LearningCurve(Callback, RolloutHooks):
                 {
                     "iteration": evaluation.iteration,
                     "updates": evaluation.updates,
-                    **rate(evaluation.successes, evaluation.episodes),
+                    **told(evaluation.rate),
                     "aborted": evaluation.aborted,
-                    "by_task_type": {kind: rate(*counts) for kind, counts in evaluation.kinds.items()},
+                    "by_task_type": {kind: told(Rate(*counts)) for kind, counts in evaluation.kinds.items()},
                 }
                 for evaluation in self.evaluations
             ],
             "training": [asdict(point) for point in self.training],
         }
 
-    def _print(self, evaluations: Sequence[Evaluation], title: str) -> None:
-        if self.table:
-            console = Console()
-            # A pipe has no width of its own, and a table cut to 80 columns loses its last ones.
-            if not console.is_terminal:
-                console = Console(width=max(console.width, 110))
-            console.print(comparison(evaluations, title, self.confidence))
 
-
-def comparison(evaluations: Sequence[Evaluation], title: str, confidence: float = 0.95) -> Table:
+def comparison(evaluations: Sequence[Evaluation], title: str, confidence: float) -> Table:
     """A table of one evaluation, or of two and their difference.
 
     Args:
@@ -289,27 +257,22 @@ def comparison(evaluations: Sequence[Evaluation], title: str, confidence: float 
     if len(evaluations) == 2:
         table.add_column("difference", justify="right")
 
-    def cells(counts: Sequence[tuple[int, int]]) -> list[str]:
+    def cells(rates: Sequence[Rate]) -> list[str]:
         texts = []
-        for successes, episodes in counts:
-            low, high = wilson(successes, episodes, confidence)
-            rate = f"{successes / episodes:.1%} [{low:.1%}, {high:.1%}]" if episodes else "–"
-            texts += [rate, str(episodes)]
-        if len(counts) == 2:
-            (won, played), (won_later, played_later) = counts
-            if played and played_later:
-                low, high = newcombe(counts[0], counts[1], confidence)
-                texts.append(
-                    f"{100 * (won_later / played_later - won / played):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-                )
-            else:
-                texts.append("–")
+        for rate in rates:
+            low, high = rate.interval(confidence)
+            texts += [f"{rate.share:.1%} [{low:.1%}, {high:.1%}]" if rate.episodes else "–", str(rate.episodes)]
+        if len(rates) == 2:
+            low, high = newcombe(rates[0], rates[1], confidence)
+            difference = rates[1].share - rates[0].share
+            both = f"{100 * difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+            texts.append(both if all(rate.episodes for rate in rates) else "–")
         return texts
 
-    kinds = sorted(reduce(add, (Counter(evaluation.kinds.keys()) for evaluation in evaluations)))
+    kinds = sorted({kind for evaluation in evaluations for kind in evaluation.kinds})
     if len(kinds) > 1:
         for kind in kinds:
-            table.add_row(kind or "(none)", *cells([evaluation.kinds.get(kind, (0, 0)) for evaluation in evaluations]))
+            table.add_row(kind or "(none)", *cells([Rate(*each.kinds.get(kind, (0, 0))) for each in evaluations]))
         table.add_section()
-    table.add_row("all", *cells([(e.successes, e.episodes) for e in evaluations]), style="bold")
+    table.add_row("all", *cells([evaluation.rate for evaluation in evaluations]), style="bold")
     return table

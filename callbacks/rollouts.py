@@ -11,17 +11,19 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 
-from spear_lightning.callbacks.summary import completed_iterations
+from spear_lightning.callbacks.logs import completed_iterations, make_folder
 from spear_lightning.callbacks.transcripts import notable, pick, record, transcript
 from spear_lightning.distributed.collectives import gather
 from spear_lightning.environments.base import Split
 from spear_lightning.rollout.episode import Rollout
 from spear_lightning.training.hooks import RolloutHooks
 from spear_lightning.utils.atomic import write_atomically
+from spear_lightning.utils.ranges import Positive, in_range
 
 _SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
+@in_range
 class RolloutLog(Callback, RolloutHooks):
     """Writes every episode as one line of JSON, and the best, the worst and a random training episode for reading.
 
@@ -38,12 +40,13 @@ class RolloutLog(Callback, RolloutHooks):
     Args:
         directory: where to write; ``None`` for ``rollouts`` in the trainer's log directory.
         every_n_iterations: of training, how many iterations to advance from one that is written to the next.
-            Validation and test are always written.
+            Validation and test are always written; to write no training episodes leave ``train`` out of ``splits``.
         transcripts: whether to write the best, worst and random episode.
         splits: which of ``train``, ``validation`` and ``test`` are written.
 
     Raises:
-        MisconfigurationException: an argument is out of range, or the directory cannot be written.
+        ValueError: ``every_n_iterations`` is out of range.
+        MisconfigurationException: there is no such split, or the directory cannot be written.
 
     Example::
 
@@ -58,7 +61,7 @@ class RolloutLog(Callback, RolloutHooks):
     def __init__(
         self,
         directory: str | os.PathLike[str] | None = None,
-        every_n_iterations: int = 1,
+        every_n_iterations: Positive = 1,
         transcripts: bool = True,
         splits: Sequence[Split] = _SPLITS,
     ) -> None:
@@ -67,11 +70,6 @@ class RolloutLog(Callback, RolloutHooks):
         self.every_n_iterations = every_n_iterations
         self.transcripts = transcripts
         self.splits = tuple(splits)
-        if every_n_iterations < 1:
-            raise MisconfigurationException(
-                f"RolloutLog: every_n_iterations must be at least 1, not {every_n_iterations}; "
-                'to write no training episodes, leave "train" out of splits'
-            )
         unknown = [split for split in self.splits if split not in _SPLITS]
         if unknown:
             raise MisconfigurationException(f"RolloutLog: splits may hold {', '.join(_SPLITS)}; not {unknown[0]!r}")
@@ -102,17 +100,7 @@ class RolloutLog(Callback, RolloutHooks):
         log_dir = Path(trainer.log_dir or trainer.default_root_dir)
         self._folder = self.directory or log_dir / "rollouts"
         self._parts.clear()
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            writable = os.access(self._folder, os.W_OK)
-        except OSError as error:
-            raise MisconfigurationException(
-                f"RolloutLog: cannot make the directory {self._folder} ({error.strerror}); set RolloutLog.directory"
-            ) from error
-        if not writable:
-            raise MisconfigurationException(
-                f"RolloutLog: cannot write to the directory {self._folder}; set RolloutLog.directory"
-            )
+        make_folder(self._folder, "RolloutLog")
 
     def on_rollout_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, rollout: Rollout) -> None:
         """Write the episodes."""
@@ -135,17 +123,7 @@ class RolloutLog(Callback, RolloutHooks):
         """A new phase begins."""
         self._parts.clear()
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A new phase begins."""
-        self._parts.clear()
-
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A new phase begins."""
-        self._parts.clear()
-
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A new phase begins."""
-        self._parts.clear()
+    on_validation_start = on_test_start = on_predict_start = on_train_epoch_start
 
     def _write_transcripts(self, trainer: pl.Trainer, rollout: Rollout) -> None:
         rendered = {

@@ -16,6 +16,9 @@ from spear_lightning.utils.randomness import stream_seed
 # Characters of one observation or response that a transcript shows; the JSON record has all of them.
 SHOWN = 2000
 
+_EPISODE = ("group", "index", "context", "weight_version", "status", "reason", "success")
+_SCORED = ("reward", "parts", "group_kept", "group_mean", "group_std")
+
 
 def record(split: str, iteration: int, rank: int, episode: Episode, scored: Episode | None) -> dict[str, Any]:
     """An episode as a dictionary that strict JSON can hold.
@@ -27,54 +30,35 @@ def record(split: str, iteration: int, rank: int, episode: Episode, scored: Epis
         episode: as played.
         scored: what the algorithm made of it; ``None`` for an aborted episode.
     """
-    entry: dict[str, Any] = {
-        "split": split,
-        "iteration": iteration,
-        "rank": rank,
-        "task": {"id": well_formed(episode.task.id), "kind": well_formed(episode.task.kind), "seed": episode.task.seed},
-        "group": episode.group,
-        "index": episode.index,
-        "context": episode.context,
-        "weight_version": episode.weight_version,
-        "status": episode.status,
-        "reason": well_formed(episode.reason),
-        "success": bool(episode.success),
-        "score": _number(episode.score),
-    }
-    if scored is not None:
-        entry |= {
-            "reward": _number(scored.reward),
-            "parts": {name: _number(value) for name, value in scored.parts.items()},
-            "filters": sorted(scored.filters),
-            "group_kept": bool(scored.group_kept),
-            "group_mean": _number(scored.group_mean),
-            "group_std": _number(scored.group_std),
-        }
+    task = episode.task
+    entry: dict[str, Any] = {"split": split, "iteration": iteration, "rank": rank}
+    entry["task"] = {"id": task.id, "kind": task.kind, "seed": task.seed}
+    entry |= {name: getattr(episode, name) for name in _EPISODE} | {"score": float(episode.score)}
     turns = [_turn_record(turn) for turn in episode.turns]
     if scored is not None:
-        for name in ("advantages", "keep", "penalties"):
+        entry |= {name: getattr(scored, name) for name in _SCORED} | {"filters": sorted(scored.filters)}
+        for name, key in (("advantages", "advantage"), ("keep", "keep"), ("penalties", "penalty")):
             values = getattr(scored, name)
             if len(values) == len(turns):
-                key = {"advantages": "advantage", "penalties": "penalty"}.get(name, name)
                 for turn, value in zip(turns, values.tolist(), strict=True):
-                    turn[key] = value if isinstance(value, bool) else _number(value)
-    entry["turns"] = turns
-    return entry
+                    turn[key] = value
+    record: dict[str, Any] = _plain(entry | {"turns": turns})
+    return record
 
 
 def _turn_record(turn: Turn) -> dict[str, Any]:
     return {
-        "observation": well_formed(turn.observation),
-        "response": well_formed(turn.text),
-        "action": None if turn.action is None else well_formed(turn.action),
-        "valid": bool(turn.valid),
-        "tool_call": bool(turn.tool_call),
-        "reward": _number(turn.reward),
+        "observation": turn.observation,
+        "response": turn.text,
+        "action": turn.action,
+        "valid": turn.valid,
+        "tool_call": turn.tool_call,
+        "reward": float(turn.reward),
         "finish": turn.finish,
         "prompt_tokens": len(turn.prompt_ids),
         "response_tokens": len(turn.response_ids),
-        "logp": _number(_mean(turn.logps)),
-        "entropy": _number(_mean(turn.entropies)),
+        "logp": _mean(turn.logps),
+        "entropy": _mean(turn.entropies),
     }
 
 
@@ -83,9 +67,17 @@ def _mean(values: np.ndarray[Any, Any]) -> float:
     return float(known.mean(dtype=np.float64)) if known.size else math.nan
 
 
-def _number(value: float) -> float | None:
-    """JSON has neither NaN nor infinity."""
-    return float(value) if math.isfinite(value) else None
+def _plain(value: Any) -> Any:
+    """What strict JSON can hold: it has neither NaN nor infinity nor lone surrogates."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, str):
+        return well_formed(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list) else value
 
 
 def well_formed(text: str) -> str:
@@ -173,7 +165,7 @@ def _remarks(scored: Episode, number: int) -> str:
     if turn.finish == "length":
         remarks.append("cut at the length limit")
     if turn.action is None:
-        remarks.append("**void: no action found**")
+        remarks.append("**unparsable: no action found**")
     elif not turn.valid:
         remarks.append("**invalid**")
     return ", ".join(remarks)

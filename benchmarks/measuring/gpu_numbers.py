@@ -87,7 +87,7 @@ def layouts() -> dict[str, Any]:
             policy = policy_of(layout, DTYPES[precision])
             policy.load_state_dict(rounded)
             calls.clear()
-            stats = policy.evaluate(ids, mask, 0.7, loss_mask=loss_mask)
+            stats = policy(ids, mask, 0.7, loss_mask=loss_mask)
             ramp = torch.linspace(-1, 2, loss_mask.numel(), device="cuda").view(loss_mask.shape)
             ((stats.logps * ramp + stats.entropies * ramp.flip(0)) * loss_mask).sum().backward()
             gradients = [p.grad for p in policy.parameters()]
@@ -154,7 +154,7 @@ def _mismatch(policy: Policy, answers: list[tuple[Request, Completion]]) -> dict
         ids[number, : len(row)], mask[number, : len(row)] = torch.from_numpy(row), 1
         loss_mask[number, len(asked.prompt_ids) : len(row)] = 1
     with torch.no_grad():
-        stats = policy.evaluate(ids.cuda(), mask.cuda(), 0.9, loss_mask=loss_mask.cuda())
+        stats = policy(ids.cuda(), mask.cuda(), 0.9, loss_mask=loss_mask.cuda())
     chosen = loss_mask.bool()
     logps = torch.from_numpy(np.concatenate([given.logps for _, given in answers]))
     entropies = torch.from_numpy(np.concatenate([given.entropies for _, given in answers]))

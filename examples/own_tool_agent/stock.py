@@ -10,18 +10,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
-import numpy as np
 import torch
 from gymnasium.spaces import Text
 
 from spear_lightning.agents.base import Ids, Response
 from spear_lightning.agents.tool_calling import ChatToolAgent
+from spear_lightning.data.samples import Sample
 from spear_lightning.environments.base import Observation, Split, Task, TaskSuite
 from spear_lightning.environments.tools import CALL_TAGS, Tool, parse_calls, write_results
 from spear_lightning.policy.loading import fresh_model
 from spear_lightning.sft.chat_tokenizer import build_chat_tokenizer
-from spear_lightning.sft.demonstrations import TokenRow
-from spear_lightning.sft.module import Optimization, fit_rows
+from spear_lightning.sft.module import Optimization, fit_samples, sample_of
 
 THINGS = ("apples", "books", "bowls", "cups", "mugs", "pens", "plates", "watches")
 MOST = 9
@@ -117,7 +116,7 @@ def demonstrate(draw: random.Random, direct: float) -> list[str]:
     return [question, f"{CALL_TAGS[0]}{call}{CALL_TAGS[1]}", str(count), answer]
 
 
-def encode(agent: StockAgent, pieces: Sequence[str]) -> TokenRow:
+def encode(agent: StockAgent, pieces: Sequence[str]) -> Sample:
     """The tokens of a demonstration as the agent would play it, and which of them the policy has to write."""
     made: list[Ids] = [agent.opening("", pieces[0]).ids]
     for number, text in enumerate(pieces[1:], 1):
@@ -125,8 +124,7 @@ def encode(agent: StockAgent, pieces: Sequence[str]) -> TokenRow:
             made.append(agent.encode(text + agent.format.end))
         else:
             made.append(agent.continuation_ids(made[-1], write_results([(TOOL.name, text)])))
-    learned = [np.full(len(ids), number % 2 == 1) for number, ids in enumerate(made)]
-    return TokenRow(np.concatenate(made).astype(np.int32), np.concatenate(learned))
+    return sample_of((ids, number % 2 == 1) for number, ids in enumerate(made))
 
 
 def make_policy(folder: str, demonstrations: int = 3000, direct: float = 0.6, seed: int = 1) -> None:
@@ -144,8 +142,8 @@ def make_policy(folder: str, demonstrations: int = 3000, direct: float = 0.6, se
     tokenizer = build_chat_tokenizer([text for pieces in shown for text in pieces], 384)
     agent.bind(tokenizer)
     network = fresh_model(MODEL, tokenizer, "MODEL", dtype=torch.float32, attention="sdpa", seed=seed)
-    rows = [encode(agent, pieces) for pieces in shown]
-    fit_rows(network, rows[32:], rows[:32], Optimization(learning_rate=3e-3, batch_size=8, epochs=3), seed)
+    samples = [encode(agent, pieces) for pieces in shown]
+    fit_samples(network, samples[32:], samples[:32], Optimization(learning_rate=3e-3, batch_size=8, epochs=3), seed)
     network.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

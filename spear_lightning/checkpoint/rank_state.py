@@ -11,24 +11,30 @@ import numpy as np
 import torch
 
 from spear_lightning.algorithm import ReplayBuffer
-from spear_lightning.data.samples import Sample
 from spear_lightning.data.token_pool import StoredSample, TokenPool, store_samples
 from spear_lightning.environments.base import Task
 from spear_lightning.rollout.episode import Episode, Rollout, Turn
 from spear_lightning.utils.randomness import stream_seed
 
-_FORMAT = 3
-"""Of the state of a buffer: 1 (which did not say so) held each row as arrays of its own; 2 had no weights."""
+_REPLAY_FORMATS = (3, 2)
+"""Of the state of a buffer: as it is written, and what else is read (2 had no weights)."""
+
+_PLAYED_FORMATS = (2,)
+_GENERATED = ("response_ids", "logps", "entropies")
+_TURN = [field.name for field in fields(Turn) if field.name not in ("prompt_ids", *_GENERATED)]
+_EPISODE = (  # what is known before it is scored
+    ("group", "index", "iteration", "context", "score", "success", "answer", "status", "reason", "weight_version")
+)
 
 
 def replay_to_state(replay: ReplayBuffer) -> dict[str, Any]:
     """A buffer as plain types and tensors, which a checkpoint can hold without pickling our classes."""
     state = replay.state_dict()
-    pools = {id(row.pool): row.pool for row in (entry["payload"] for entry in state["entries"])}
+    pools = {id(sample.pool): sample.pool for sample in (entry["payload"] for entry in state["entries"])}
     numbers = {key: number for number, key in enumerate(pools)}
     return {
         **state,
-        "format": _FORMAT,
+        "format": _REPLAY_FORMATS[0],
         "pools": [torch.from_numpy(pool.tokens.copy()) for pool in pools.values()],
         "entries": [
             {**entry, "pool": numbers[id(entry["payload"].pool)], "payload": _to_tensors(entry["payload"])}
@@ -50,7 +56,7 @@ def load_replay(replay: ReplayBuffer, states: Sequence[dict[str, Any]] | RankFil
         world_size: number of processes now.
 
     Raises:
-        ValueError: a state was written by a newer version of this program.
+        ValueError: a state was written by another version of this program.
     """
     if len(states) == world_size:
         entries = _entries(states[rank])
@@ -67,30 +73,31 @@ def load_replay(replay: ReplayBuffer, states: Sequence[dict[str, Any]] | RankFil
 
 def _entries(state: dict[str, Any], wanted: Callable[[str], bool] = lambda key: True) -> list[dict[str, Any]]:
     """The wanted entries of a saved buffer."""
-    found = [entry for entry in state["entries"] if wanted(entry["key"])]
-    version = state.get("format", 1)
-    if version == 1:
-        rows = store_samples(Sample(**_to_arrays(entry["payload"])) for entry in found)
-        return [{**entry, "payload": row} for entry, row in zip(found, rows, strict=True)]
-    if version > _FORMAT:
-        raise ValueError(
-            f"the replay buffer in the checkpoint has format {version}, and this version of spear-lightning reads up "
-            f"to {_FORMAT}: go on with the version that wrote it, or set data.replay to null"
-        )
+    _check_format(state, "the replay buffer", _REPLAY_FORMATS)
     pools = [TokenPool(tokens.numpy()) for tokens in state["pools"]]
     return [
         {
             **{name: value for name, value in entry.items() if name != "pool"},
             "payload": StoredSample(pools[entry["pool"]], **_to_arrays(entry["payload"])),
         }
-        for entry in found
+        for entry in state["entries"]
+        if wanted(entry["key"])
     ]
+
+
+def _check_format(state: dict[str, Any], what: str, read: tuple[int, ...]) -> None:
+    if state.get("format") not in read:
+        raise ValueError(
+            f"{what} in the checkpoint has format {state.get('format', 1)}, and this version of spear-lightning reads "
+            f"{' and '.join(map(str, read))}: go on with the version that wrote it, or start from its weights (spear "
+            "export)"
+        )
 
 
 def _put_away(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The same entries in a pool of their own: that of the rank that had them also has what is not theirs."""
-    rows = store_samples(entry["payload"].with_advantage(0.0) for entry in entries)
-    return [{**entry, "payload": row} for entry, row in zip(entries, rows, strict=True)]
+    samples = store_samples(entry["payload"].with_advantage(0.0) for entry in entries)
+    return [{**entry, "payload": sample} for entry, sample in zip(entries, samples, strict=True)]
 
 
 class RankFiles:
@@ -116,8 +123,8 @@ class RankFiles:
         path = _rank_file(self._folder, rank)
         try:
             states: dict[str, Any] = torch.load(path, weights_only=True)
-            if "entries" in states:  # written when a replay buffer was all that ranks held
-                states = {"replay": states}
+            if "entries" in states:
+                raise ValueError("it was written by another version of spear-lightning")
             state: dict[str, Any] = states[self._name]
         except Exception as error:  # whatever a damaged file makes its reader raise
             raise ValueError(f"what rank {rank} held ({self._name}) cannot be read from {path}: {error}") from error
@@ -133,21 +140,13 @@ def _rank_file(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank:05d}.pt"
 
 
-def _to_tensors(row: StoredSample) -> dict[str, torch.Tensor]:
-    arrays = {name: getattr(row, name) for name in ("slices", "logps", "spans", "weights")}
+def _to_tensors(sample: StoredSample) -> dict[str, torch.Tensor]:
+    arrays = {name: getattr(sample, name) for name in ("slices", "logps", "spans", "weights")}
     return {name: torch.from_numpy(array.copy()) for name, array in arrays.items() if array is not None}
 
 
 def _to_arrays(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     return {name: tensor.numpy() for name, tensor in tensors.items()}
-
-
-_PLAYED_FORMAT = 2
-_GENERATED = ("response_ids", "logps", "entropies")
-_TURN = [field.name for field in fields(Turn) if field.name not in ("prompt_ids", *_GENERATED)]
-_EPISODE = (  # what is known before it is scored
-    ("group", "index", "iteration", "context", "score", "success", "answer", "status", "reason", "weight_version")
-)
 
 
 def played_to_state(played: Rollout) -> dict[str, Any]:
@@ -159,7 +158,7 @@ def played_to_state(played: Rollout) -> dict[str, Any]:
     pool.complete()
     joined = {name: _joined([getattr(turn, name) for turn in turns]) for name in _GENERATED}
     return {
-        "format": _PLAYED_FORMAT,
+        "format": _PLAYED_FORMATS[0],
         "iteration": played.iteration,
         "seconds": dict(played.seconds),
         "pool": torch.from_numpy(pool.tokens),
@@ -195,11 +194,7 @@ def played_from_states(states: Iterable[dict[str, Any]], rank: int, world_size: 
     seconds: dict[str, float] = {}
     iteration = 0
     for state in states:
-        if state["format"] != _PLAYED_FORMAT:
-            raise ValueError(
-                f"the episodes in the checkpoint have format {state['format']}, and this version of spear-lightning "
-                f"reads {_PLAYED_FORMAT}: go on with the version that wrote it"
-            )
+        _check_format(state, "the record of played episodes", _PLAYED_FORMATS)
         iteration = state["iteration"]
         episodes += (episode for episode in _episodes(state) if episode.group % world_size == rank)
         seconds = {name: max(value, seconds.get(name, 0.0)) for name, value in state["seconds"].items()}

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from spear_lightning.checkpoint.manifest import MANIFEST, STATE, Manifest, problem
 from spear_lightning.distributed.zero import UNIVERSAL
+from spear_lightning.planning.layouts import made
 from spear_lightning.policy.policy import Policy
 from spear_lightning.utils.atomic import write_atomically
 
@@ -75,7 +76,7 @@ def export_checkpoint(checkpoint: str, folder: str, config: str | None = None, m
     settings_file = Path(config).expanduser() if config else _nearest_config(source)
     settings = _read_settings(settings_file)
     weights, counted = _read_weights(source)
-    policy = _make_policy(settings, settings_file)
+    policy: Policy = made(f"model.policy of {settings_file}", Policy, settings["model"]["policy"])
     _load(policy, weights, source, settings_file)
     target = Path(folder).expanduser()
     target.mkdir(parents=True, exist_ok=True)
@@ -161,17 +162,6 @@ def _read_directory(checkpoint: Path) -> Mapping[str, Tensor]:
     with contextlib.redirect_stdout(io.StringIO()):  # it reports each shard
         joined: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=tag)
     return joined
-
-
-def _make_policy(settings: Mapping[str, Any], source: Path) -> Policy:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--policy", type=Policy)
-    try:
-        made = parser.instantiate_classes(parser.parse_object({"policy": settings["model"]["policy"]}))
-    except Exception as error:
-        raise ValueError(f"model.policy of {source} cannot be made: {error}") from error
-    policy: Policy = made.policy
-    return policy
 
 
 def _load(policy: Policy, weights: Mapping[str, Tensor], checkpoint: Path, settings: Path) -> None:

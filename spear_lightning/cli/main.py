@@ -1,4 +1,4 @@
-"""The command line: ``spear fit | validate | test | predict | plan | reshard | export | warmstart | warmstart-math``.
+"""The command line: ``spear fit | validate | test | predict | plan | reshard | export | sft``.
 
 ``fit`` to ``predict`` are a LightningCLI: every argument of trainer, module and data module is a YAML key, and overlays
 are given one after the other (``-c a.yaml -c b.yaml``; later ones win).
@@ -21,10 +21,10 @@ COMMANDS = {
     "plan": "spear_lightning.cli.plan",
     "reshard": "spear_lightning.cli.reshard",
     "export": "spear_lightning.cli.export",
+    "sft": "spear_lightning.sft.run",
     "warmstart": "spear_lightning.sft.run",
-    "warmstart-math": "spear_lightning.sft.math",
 }
-"""Modules whose ``main`` is a command of its own, imported when it is called."""
+"""Modules whose ``main`` is a command of its own, imported when it is called; ``warmstart`` is sft's older name."""
 
 
 class _Started(Callback):

@@ -10,7 +10,6 @@ read. The exit status is 0 if the run fits and 1 if not.
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -18,14 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console
 from rich.table import Table
 
 from spear_lightning.cli.fit import SpearCLI, make_cli
-from spear_lightning.distributed.zero import ZeroStrategy
-from spear_lightning.planning.inputs import Inputs, read_inputs
+from spear_lightning.planning.inputs import read_situation
 from spear_lightning.planning.memory import PHASES, MemoryPlan, Part, Phase
 from spear_lightning.planning.suggestions import Situation, Suggestion, suggestions
 from spear_lightning.utils.atomic import write_atomically
@@ -80,25 +77,15 @@ def main(arguments: Sequence[str]) -> int:
     """
     sys.argv = [sys.argv[0], "fit", *arguments]  # where LightningCLI looks; it warns if arguments are handed over
     config = make_cli(PlanCLI, "plan").config["fit"]
-    capacity = None if config.memory is None else parse_bytes(config.memory)
     if config.context is not None and config.context < 2:
         raise ValueError(f"--context must be at least 2 (a prompt and a token), not {config.context}")
-    inputs = read_inputs(config, given_memory=capacity is not None, context=config.context)
-    situation = Situation(
-        inputs.model,
-        inputs.numbers,
-        inputs.layout,
-        inputs.work,
-        inputs.nodes,
-        machine_memory(inputs.gpu) if capacity is None else capacity,
-        inputs.gpu,
-        inputs.strategy.stage if isinstance(inputs.strategy, ZeroStrategy) else None,
-    )
+    capacity = None if config.memory is None else parse_bytes(config.memory)
+    situation = read_situation(config, capacity=capacity, context=config.context)
     found = [] if situation.fits else suggestions(situation)
     estimate = deepspeed_estimate(situation)
-    _print(Console(), inputs, situation, estimate, found)
+    _print(Console(), situation, estimate, found)
     if config.json is not None:
-        record = json.dumps(_record(inputs, situation, estimate, found), indent=1) + "\n"
+        record = json.dumps(_record(situation, estimate, found), indent=1) + "\n"
         write_atomically(Path(config.json).expanduser(), record)
     return 0 if situation.fits else 1
 
@@ -116,24 +103,6 @@ def parse_bytes(text: str) -> int:
     if match is None or match[2] not in _UNITS or not float(match[1]):
         raise ValueError(f"--memory {text!r} is no amount of memory: give a number and a unit, as 80GiB or 64GB")
     return int(float(match[1]) * _UNITS[match[2]])
-
-
-def machine_memory(gpu: bool) -> int:
-    """Bytes of this machine's first GPU, or its RAM (or what a control group leaves of it).
-
-    Raises:
-        ValueError: a GPU is asked for and there is none.
-    """
-    if gpu:
-        if not torch.cuda.is_available():
-            raise ValueError(
-                "trainer.accelerator is gpu, and this machine has no GPU to read the memory off: give --memory 80GiB"
-            )
-        return int(torch.cuda.get_device_properties(0).total_memory)
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    group = Path("/sys/fs/cgroup/memory.max")
-    limit = group.read_text(encoding="utf-8").strip() if group.is_file() else "max"
-    return min(total, int(limit)) if limit.isdigit() else total
 
 
 def deepspeed_estimate(situation: Situation) -> int | None:
@@ -170,9 +139,7 @@ def model_states(plan: MemoryPlan) -> int:
 # --- output -----------------------------------------------------------------------------------------------------------
 
 
-def _print(
-    console: Console, inputs: Inputs, situation: Situation, estimate: int | None, found: Sequence[Suggestion]
-) -> None:
+def _print(console: Console, situation: Situation, estimate: int | None, found: Sequence[Suggestion]) -> None:
     plan, layout, model = situation.plan, situation.layout, situation.model
     unit, size = ("GiB", _GIB) if plan.peak >= 10 * _GIB else ("MiB", 1024**2)
     table = Table(title=f"Memory of each rank, {unit}", title_justify="left")
@@ -186,7 +153,7 @@ def _print(
     table.add_row("all on the device", where["device"], *totals, style="bold")
     console.print(
         f"{model.parameters / 1e6:,.1f} M parameters ({model.trainable / 1e6:,.1f} M trained), "
-        f"{type(inputs.strategy).__name__}{'' if situation.zero is None else f' stage {situation.zero}'}, "
+        f"{situation.strategy}{'' if situation.zero is None else f' stage {situation.zero}'}, "
         f"{_count(layout.ranks, 'rank')} on {_count(situation.nodes, 'node')}, "
         f"micro-batches of {situation.work.tokens} tokens, sequences of up to {situation.work.sequence_tokens}",
         highlight=False,
@@ -195,24 +162,22 @@ def _print(
     console.print(table)
     if situation.gpu:
         console.print(f"RAM of a node: {_gib(plan.host)}", highlight=False)
-    start = layout.ranks_per_node * inputs.start
+    start = layout.ranks_per_node * situation.start
     console.print(f"At the start each rank loads the whole policy: {_gib(start)} of RAM a node", highlight=False)
     if estimate is not None:
-        mine = model_states(plan_on_device(situation))
+        # as if devices had memory of their own, which is what DeepSpeed's figure is about
+        mine = model_states(replace(situation, gpu=True).plan)
         line = f"Model states alone: {_gib(mine)}; DeepSpeed's own estimate (16-bit weights, Adam): {_gib(estimate)}"
         console.print(line, highlight=False, soft_wrap=True)
-    for note in inputs.notes:
+    for note in situation.notes:
         console.print(f"Note: {note}", highlight=False, soft_wrap=True)
     console.print(_verdict(situation), style="green" if situation.fits else "red", highlight=False, soft_wrap=True)
-    for remedy in found:
-        console.print(f"  would fit with {remedy.change} ({_gib(remedy.needed)})", highlight=False, soft_wrap=True)
+    for suggestion in found:
+        console.print(
+            f"  would fit with {suggestion.change} ({_gib(suggestion.needed)})", highlight=False, soft_wrap=True
+        )
     if not situation.fits and not found:
         console.print("  no change of strategy, nodes or micro-batch makes it fit: train adapters (model.policy.lora)")
-
-
-def plan_on_device(situation: Situation) -> MemoryPlan:
-    """The plan as if devices had memory of their own, which is what DeepSpeed's figure is about."""
-    return replace(situation, gpu=True).plan
 
 
 def _verdict(situation: Situation) -> str:
@@ -225,14 +190,14 @@ def _verdict(situation: Situation) -> str:
     )
 
 
-def _record(inputs: Inputs, situation: Situation, estimate: int | None, found: Sequence[Suggestion]) -> dict[str, Any]:
+def _record(situation: Situation, estimate: int | None, found: Sequence[Suggestion]) -> dict[str, Any]:
     plan = situation.plan
     return {
         "fits": situation.fits,
         "needed": situation.needed,
         "capacity": situation.capacity,
         "peak_phase": plan.peak_phase,
-        "strategy": type(inputs.strategy).__name__,
+        "strategy": situation.strategy,
         "stage": situation.zero,
         "ranks": situation.layout.ranks,
         "nodes": situation.nodes,
@@ -241,10 +206,10 @@ def _record(inputs: Inputs, situation: Situation, estimate: int | None, found: S
         "parts": [vars(part) for part in plan.parts],
         "totals": {phase: plan.total(phase) for phase in PHASES},
         "host_of_a_node": plan.host,
-        "start_of_a_node": situation.layout.ranks_per_node * inputs.start,
+        "start_of_a_node": situation.layout.ranks_per_node * situation.start,
         "deepspeed_model_states": estimate,
-        "notes": list(inputs.notes),
-        "suggestions": [vars(remedy) for remedy in found],
+        "notes": list(situation.notes),
+        "suggestions": [vars(suggestion) for suggestion in found],
     }
 
 

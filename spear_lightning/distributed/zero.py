@@ -8,7 +8,6 @@ any number of micro-batches adds up.
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,18 +19,16 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor
 
 from spear_lightning.distributed.failures import errors_deferred
+from spear_lightning.policy.snapshot import WeightSnapshot
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
     from spear_lightning.policy.policy import Policy
-
-
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 
 UNIVERSAL = "latest_universal"
 """File that tells a checkpoint for any number of ranks from one for those that wrote it."""
@@ -70,7 +67,6 @@ class ZeroStrategy(DeepSpeedStrategy):
             raise MisconfigurationException(f"ZeroStrategy.stage must be 0, 1, 2 or 3, not {stage}")
         if not torch.cuda.is_available():
             os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported
-        _check_version()
         kwargs.setdefault("logging_batch_size_per_gpu", 1)  # a minibatch is no batch that Lightning could measure
         overlap = stage >= 2 if overlap_comm is None else overlap_comm
         super().__init__(stage=stage, overlap_comm=overlap, timeout=timeout, **kwargs)
@@ -91,7 +87,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         # Any optimizer works with offloading; DeepSpeed would insist on its CPU Adam, which is faster beside a GPU.
         self.config.setdefault("zero_force_ds_cpu_optimizer", False)
         self.free_replica = free_replica
-        self._replica: Policy | None = None
+        self._replica: WeightSnapshot | None = None
         self._norm = torch.zeros(())
 
     # --- processes -----------------------------------------------------------------------------------------------
@@ -143,7 +139,10 @@ class ZeroStrategy(DeepSpeedStrategy):
         """Hand model and optimizer to DeepSpeed, which partitions the parameters under stage 3."""
         policy = getattr(self.lightning_module, "policy", None)
         if self.stage == 3 and policy is not None:
-            self._replica = _empty_copy(policy)  # before DeepSpeed puts its hooks into the modules
+            import deepspeed
+
+            # before DeepSpeed puts its hooks into the modules
+            self._replica = WeightSnapshot(policy, lambda parameter: deepspeed.zero.GatheredParameters([parameter]))
         super().setup(trainer)
         if self.stage == 0 and hasattr(self.engine, "clip_fp32_gradients"):
             self.engine.clip_fp32_gradients = self._clip
@@ -218,49 +217,12 @@ class ZeroStrategy(DeepSpeedStrategy):
             ``policy`` itself, or under stage 3 a full copy of its weights as they are now: ranks generate for
             different lengths, so parameters cannot be gathered layer by layer on the way.
         """
-        if self._replica is None:
-            return policy
-        import deepspeed
-
-        pairs = zip(policy.named_parameters(), self._replica.named_parameters(), strict=True)
-        with torch.no_grad():
-            for (name, source), (other, target) in pairs:
-                assert name == other
-                with deepspeed.zero.GatheredParameters([source]):  # one at a time: never two full copies
-                    target.data = source.detach().clone()
-        return self._replica
+        return policy if self._replica is None else self._replica.take()
 
     def release_rollout_policy(self) -> None:
         """The rollout phase is over: free the copy, if so configured."""
         if self._replica is not None and self.free_replica:
-            for parameter in self._replica.parameters():
-                parameter.data = parameter.data.new_empty(0)
-
-
-def _empty_copy(policy: Policy) -> Policy:
-    """The same modules without weights; tied parameters stay tied."""
-    memo: dict[int, Any] = {
-        id(parameter): torch.nn.Parameter(parameter.data.new_empty(0), requires_grad=False)
-        for parameter in policy.parameters()
-    }
-    return copy.deepcopy(policy, memo).eval()
-
-
-def _check_version() -> None:
-    try:
-        from deepspeed.runtime import constants
-    except ImportError as error:
-        raise MisconfigurationException("ZeroStrategy needs DeepSpeed: pip install 'deepspeed>=0.19'") from error
-    if not hasattr(constants, "MANAGED_GRADIENT_ACCUMULATION"):
-        import deepspeed
-
-        raise MisconfigurationException(
-            "ZeroStrategy needs DeepSpeed 0.19 or newer (managed_gradient_accumulation), but "
-            f"{deepspeed.__version__} is installed: pip install -U 'deepspeed>=0.19'"
-        )
-
-
-__all__ = ["ZeroStrategy", "check_strategy"]
+            self._replica.release()
 
 
 def check_strategy(strategy: Strategy) -> None:

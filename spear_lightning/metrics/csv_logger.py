@@ -73,10 +73,9 @@ class MetricsCSV(Logger):
         row.update({name: repr(float(value)) for name, value in metrics.items() if name != "epoch"})
         columns = sorted({name for values in self._rows.values() for name in values})
         text = io.StringIO(newline="")
-        writer = csv.writer(text)
-        writer.writerow(["iteration", *columns])
-        for number, values in sorted(self._rows.items()):
-            writer.writerow([number, *(values.get(name, "") for name in columns)])
+        writer = csv.DictWriter(text, ["iteration", *columns])
+        writer.writeheader()
+        writer.writerows({"iteration": number, **values} for number, values in sorted(self._rows.items()))
         write_atomically(self.path, text.getvalue())
 
     def _read(self) -> dict[int, dict[str, str]]:

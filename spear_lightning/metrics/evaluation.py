@@ -1,6 +1,6 @@
-"""What an evaluation says: success, score, effort, their intervals, and what several attempts at a task are worth.
+"""What episodes come to: success, reward, score, effort, their intervals, and what several attempts are worth.
 
-Episodes of one task are not independent of each other, so intervals resample tasks, not episodes.
+A Wilson interval takes episodes as independent. Those of one task are not, so a summary's intervals resample tasks.
 """
 
 from __future__ import annotations
@@ -8,16 +8,19 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from spear_lightning.metrics.intervals import bootstrap, pass_at_k
-from spear_lightning.rollout.episode import Episode
+import numpy as np
+
+from spear_lightning.distributed.collectives import concatenate, gather
+from spear_lightning.metrics.intervals import bootstrap, pass_at_k, wilson
+from spear_lightning.rollout.episode import Episode, Rollout
 
 
 @dataclass(frozen=True, slots=True)
 class EpisodeRecord:
-    """What an evaluation keeps of an episode.
+    """What is kept of an episode that was played to an end.
 
     Attributes:
         task: its id.
@@ -29,6 +32,9 @@ class EpisodeRecord:
         tokens: generated tokens.
         tool_calls: turns that used a tool or acted on the environment.
         invalid: turns whose response did not have the required form.
+        reward: the composed reward R; NaN where none was composed.
+        entropies: of the turns, each the sum over the generated tokens whose entropy is known, in nats.
+        known: number of these tokens.
     """
 
     task: str
@@ -40,10 +46,14 @@ class EpisodeRecord:
     tokens: int
     tool_calls: int
     invalid: int
+    reward: float = math.nan
+    entropies: tuple[float, ...] = ()
+    known: int = 0
 
     @classmethod
-    def of(cls, episode: Episode) -> EpisodeRecord:
-        """The record of an episode that was played to an end."""
+    def of(cls, episode: Episode, reward: float = math.nan) -> EpisodeRecord:
+        """The record of an episode."""
+        known = [turn.entropies[~np.isnan(turn.entropies)] for turn in episode.turns]
         return cls(
             task=episode.task.id,
             kind=episode.task.kind,
@@ -54,7 +64,76 @@ class EpisodeRecord:
             tokens=episode.generated_tokens,
             tool_calls=episode.tool_calls,
             invalid=episode.invalid,
+            reward=reward,
+            entropies=tuple(float(values.sum(dtype=np.float64)) for values in known),
+            known=sum(map(len, known)),
         )
+
+
+class Rate(NamedTuple):
+    """Successes among episodes."""
+
+    successes: int
+    episodes: int
+
+    @property
+    def share(self) -> float:
+        """Share of episodes that succeeded; NaN without episodes."""
+        return self.successes / self.episodes if self.episodes else math.nan
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Wilson interval of the share."""
+        return wilson(*self, confidence)
+
+    @classmethod
+    def of(cls, records: Sequence[EpisodeRecord]) -> Rate:
+        """The rate of some episodes."""
+        return cls(sum(record.success for record in records), len(records))
+
+
+@dataclass
+class Results:
+    """Episodes of a rank, of the parts of a phase, or of all ranks.
+
+    Attributes:
+        records: of those that were played to an end.
+        aborted: number of those whose environment failed.
+    """
+
+    records: list[EpisodeRecord] = field(default_factory=list)
+    aborted: int = 0
+
+    def add(self, rollout: Rollout) -> Results:
+        """Take the episodes of this rank."""
+        self.records += [EpisodeRecord.of(item, item.reward) for item in rollout.episodes]
+        self.aborted += len(rollout.aborted)
+        return self
+
+    def over_ranks(self) -> Results:
+        """The episodes of all ranks. Every rank must call it."""
+        return Results(concatenate(self.records), sum(gather(self.aborted)))
+
+    @property
+    def success(self) -> Rate:
+        """Of all episodes."""
+        return Rate.of(self.records)
+
+    @property
+    def by_type(self) -> dict[str, Rate]:
+        """Success by task type."""
+        kinds = sorted({record.kind for record in self.records})
+        return {kind: Rate.of([record for record in self.records if record.kind == kind]) for kind in kinds}
+
+    @property
+    def reward(self) -> float:
+        """Mean composed reward per episode; NaN without episodes."""
+        return math.fsum(record.reward for record in self.records) / len(self.records) if self.records else math.nan
+
+    @property
+    def entropy(self) -> float:
+        """Mean policy entropy per generated token in nats; NaN where no token's entropy is known."""
+        known = sum(record.known for record in self.records)
+        return math.fsum(value for record in self.records for value in record.entropies) / known if known else math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +175,6 @@ class EvaluationSummary:
     tokens: float
     tool_calls: float
     invalid: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain types, for JSON."""
-        return asdict(self)
 
 
 def summarize(records: Sequence[EpisodeRecord], confidence: float = 0.95) -> EvaluationSummary:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from spear_lightning.environments.mixture import belongs, with_families
+from spear_lightning.metrics.evaluation import Results
 from spear_lightning.metrics.store import MetricStore
 from spear_lightning.rollout.episode import Episode, Rollout
 
@@ -18,29 +19,27 @@ def record_rollout(store: MetricStore, rollout: Rollout) -> None:
     Training names are prefixed ``rollout/``, those of the other splits with the split's name.
     """
     prefix = "rollout" if rollout.split == "train" else rollout.split
-    scored, count = rollout.episodes, len(rollout.episodes)
-    _means(store, f"{prefix}/success", (item.success for item in scored))
-    _means(store, f"{prefix}/score", (item.score for item in scored))
-    _means(store, f"{prefix}/turns", (len(item.turns) for item in scored))
-    _means(store, f"{prefix}/tokens", (item.generated_tokens for item in scored))
-    _means(store, f"{prefix}/tool_calls", (item.tool_calls for item in scored))
+    scored = rollout.episodes
+    records = Results().add(rollout).records
+    for name in ("success", "score", "turns", "tokens", "tool_calls"):
+        _means(store, f"{prefix}/{name}", (getattr(record, name) for record in records))
     _means(store, f"{prefix}/truncated", (item.status == "truncated" for item in scored))
     _means(store, f"{prefix}/overlong", (item.reason == "overlong" for item in scored))
     _means(store, f"{prefix}/invalid", (not turn.valid for item in scored for turn in item.turns))
     _means(store, f"{prefix}/shortened", (turn.shortened != "" for item in scored for turn in item.turns))
     _means(store, f"{prefix}/response_length", (len(t.response_ids) for item in scored for t in item.turns))
-    for kind in with_families([item.task.kind for item in scored]):
-        _means(store, f"{prefix}/success/{kind}", (i.success for i in scored if belongs(i.task.kind, kind)))
+    for kind in with_families([record.kind for record in records]):
+        _means(store, f"{prefix}/success/{kind}", (each.success for each in records if belongs(each.kind, kind)))
     entropies = [turn.entropies for item in scored for turn in item.turns if len(turn.entropies)]
     if entropies:
         _means(store, f"{prefix}/entropy", np.concatenate(entropies))
-    store.sum(f"{prefix}/episodes", count)
+    store.sum(f"{prefix}/episodes", len(records))
     store.sum(f"{prefix}/aborted", len(rollout.aborted))
     for phase, seconds in rollout.seconds.items():
         store.max(f"time/{prefix}_{phase}", seconds)
     elapsed = sum(rollout.seconds.values())
     if elapsed > 0:  # a sum over ranks: every rank generates at its own rate
-        store.sum(f"{prefix}/tokens_per_second", sum(item.generated_tokens for item in scored) / elapsed)
+        store.sum(f"{prefix}/tokens_per_second", sum(record.tokens for record in records) / elapsed)
     if rollout.split == "train":
         _record_training(store, scored)
 

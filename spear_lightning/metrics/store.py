@@ -56,8 +56,8 @@ class MetricStore:
             self._get(name, kind)
         values = {}
         for name, (_, metric) in sorted(self._metrics.items()):
-            with _Quiet(metric):
-                value = float((metric.to(device) if device is not None else metric).compute())
+            metric._update_count = max(1, metric._update_count)  # that only other ranks updated it is no mistake
+            value = float((metric.to(device) if device is not None else metric).compute())
             if value == value and abs(value) != float("inf"):
                 values[name] = value
         self._metrics.clear()
@@ -86,16 +86,3 @@ class MetricStore:
         if found != kind:
             raise ValueError(f"metric {name!r} is a {found}; it cannot also be a {kind}")
         return metric
-
-
-class _Quiet:
-    """A metric that only other ranks updated is not a mistake: no warning for computing it here."""
-
-    def __init__(self, metric: Metric) -> None:
-        self._metric = metric
-
-    def __enter__(self) -> None:
-        self._metric._update_count = max(1, self._metric._update_count)
-
-    def __exit__(self, *_: object) -> None:
-        pass

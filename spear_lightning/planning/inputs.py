@@ -6,24 +6,23 @@ they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import singledispatch
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from lightning.fabric.connector import _convert_precision_to_unified_args
 from lightning.pytorch.strategies import Strategy
 from torch import nn
-from transformers import PreTrainedModel
 
 from spear_lightning.distributed.zero import ZeroStrategy
 from spear_lightning.engines.base import RolloutEngine
 from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
 from spear_lightning.planning.layouts import layout_of, made, make_strategy, ranks_of_a_node
-from spear_lightning.planning.shape import Layout, Numbers, Workload
-from spear_lightning.policy.flops import ModelShape, shape_of
+from spear_lightning.planning.shape import Numbers, Workload
+from spear_lightning.planning.suggestions import Situation
+from spear_lightning.policy.flops import causal_lm, shape_of
 from spear_lightning.policy.loading import empty_model, fresh_model, load_tokenizer
 from spear_lightning.policy.lora import LoRA, with_adapters
 from spear_lightning.policy.policy import DTYPES
@@ -34,39 +33,13 @@ _HALF = ("bf16-true", "bf16-mixed", "16-true", "16-mixed", "transformer-engine-f
 _TRUE = {"bf16-true": 2, "16-true": 2, "64-true": 8}
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What the formulas take.
-
-    Attributes:
-        model: its shape.
-        numbers: bytes of each kind of number.
-        layout: what the strategy partitions.
-        work: what goes through the model.
-        strategy: that was chosen.
-        nodes: ``trainer.num_nodes``.
-        gpu: whether the devices are GPUs.
-        start: bytes of the whole start policy, which each rank loads into host memory.
-        notes: what the figures do not say.
-    """
-
-    model: ModelShape
-    numbers: Numbers
-    layout: Layout
-    work: Workload
-    strategy: Strategy
-    nodes: int
-    gpu: bool
-    start: int
-    notes: tuple[str, ...] = ()
-
-
-def read_inputs(config: Namespace, *, given_memory: bool, context: int | None) -> Inputs:
+def read_situation(config: Namespace, *, capacity: int | None, context: int | None) -> Situation:
     """Everything the formulas take, from a configuration as ``spear fit`` composes it.
 
     Args:
         config: of the subcommand ``fit``.
-        given_memory: the memory of a device was given, so ``accelerator: auto`` means GPUs even where there is none.
+        capacity: bytes of a GPU, or of a node's RAM where there is none; ``None`` for what this machine has. Where it
+            is given, ``accelerator: auto`` means GPUs even on a machine without.
         context: tokens of the longest sequence; ``None`` takes what agent, engine and model allow.
 
     Raises:
@@ -74,24 +47,46 @@ def read_inputs(config: Namespace, *, given_memory: bool, context: int | None) -
     """
     trainer, policy = config.trainer, config.model.policy.init_args
     gpu = trainer.accelerator in ("gpu", "cuda") or (
-        trainer.accelerator == "auto" and (given_memory or torch.cuda.is_available())
+        trainer.accelerator == "auto" and (capacity is not None or torch.cuda.is_available())
     )
     per_node, nodes = ranks_of_a_node(trainer.devices, gpu), int(trainer.num_nodes)
     strategy = make_strategy(trainer.strategy, per_node * nodes)
     layout = layout_of(strategy, per_node * nodes, per_node)
     causal = meta_model(policy)
     factory = made("model.optimizer", OptimizerFactory, config.model.optimizer)
-    numbers = numbers_of(trainer.precision, policy.dtype, strategy, factory)
     model = shape_of(causal)
-    work = _workload(config, _data_module(config), causal, layout.ranks, context)
-    start = model.parameters * DTYPES[policy.dtype].itemsize
-    notes = tuple(_notes(config))
-    return Inputs(model, numbers, layout, work, strategy, nodes, gpu, start, notes)
+    eager = "policy.attention is eager: the scores it keeps, heads times length a token and layer, are not planned"
+    return Situation(
+        model=model,
+        numbers=numbers_of(trainer.precision, policy.dtype, strategy, factory),
+        layout=layout,
+        work=_workload(config, made("data", RolloutDataModule, config.data), causal, layout.ranks, context),
+        nodes=nodes,
+        capacity=machine_memory(gpu) if capacity is None else capacity,
+        gpu=gpu,
+        strategy=type(strategy).__name__,
+        zero=strategy.stage if isinstance(strategy, ZeroStrategy) else None,
+        start=model.parameters * DTYPES[policy.dtype].itemsize,
+        notes=(eager,) if policy.attention == "eager" else (),
+    )
 
 
-def _notes(config: Namespace) -> Iterator[str]:
-    if config.model.policy.init_args.attention == "eager":
-        yield "policy.attention is eager: the scores it keeps, heads times length a token and layer, are not planned"
+def machine_memory(gpu: bool) -> int:
+    """Bytes of this machine's first GPU, or its RAM (or what a control group leaves of it).
+
+    Raises:
+        ValueError: a GPU is asked for and there is none.
+    """
+    if gpu:
+        if not torch.cuda.is_available():
+            raise ValueError(
+                "trainer.accelerator is gpu, and this machine has no GPU to read the memory off: give --memory 80GiB"
+            )
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    group = Path("/sys/fs/cgroup/memory.max")
+    limit = group.read_text(encoding="utf-8").strip() if group.is_file() else "max"
+    return min(total, int(limit)) if limit.isdigit() else total
 
 
 # --- the model --------------------------------------------------------------------------------------------------------
@@ -172,17 +167,13 @@ def numbers_of(precision: Any, dtype: str, strategy: Strategy, factory: Optimize
 # --- the workload -----------------------------------------------------------------------------------------------------
 
 
-@singledispatch
 def sessions_of(engine: RolloutEngine, episodes: int) -> tuple[int, int, int | None]:
     """What an engine keeps: sequences whose cache stands, sequences decoded together, its own length limit.
 
     An engine that is not known is taken to keep nothing in this process.
     """
-    return 0, 0, None
-
-
-@sessions_of.register
-def _(engine: HuggingFaceEngine, episodes: int) -> tuple[int, int, int | None]:
+    if not isinstance(engine, HuggingFaceEngine):
+        return 0, 0, None
     decoded = min(episodes, engine.max_batch)
     return (episodes if engine.keep_cache else decoded), decoded, engine.max_length
 
@@ -190,8 +181,7 @@ def _(engine: HuggingFaceEngine, episodes: int) -> tuple[int, int, int | None]:
 def _workload(
     config: Namespace, data: RolloutDataModule, model: nn.Module, ranks: int, context: int | None
 ) -> Workload:
-    causal: Any = model if isinstance(model, PreTrainedModel) else model.get_base_model()  # type: ignore[operator]
-    positions = getattr(causal.config.get_text_config(), "max_position_embeddings", None)
+    positions = getattr(causal_lm(model).config.get_text_config(), "max_position_embeddings", None)
     tasks = -(-data.rollouts.tasks // ranks)  # tasks are dealt over ranks, batches of an evaluation are each rank's own
     played = tasks * data.rollouts.group_size
     sequences, decoded, limit = sessions_of(data.engine, max(played, data.evaluation.batch))
@@ -216,11 +206,3 @@ def _workload(
         replay_entries=0 if replay is None else replay.schedule.limit(replay.capacity),
         replay_tokens=longest,
     )
-
-
-def _data_module(config: Namespace) -> RolloutDataModule:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(RolloutDataModule, "data")
-    part = Namespace({"data": config.data})  # type: ignore[no-untyped-call]
-    data: RolloutDataModule = parser.instantiate_classes(part).data
-    return data

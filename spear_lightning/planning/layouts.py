@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import singledispatch
 from typing import Any
 
 import torch
@@ -13,30 +12,21 @@ from spear_lightning.distributed.zero import ZeroStrategy, check_strategy
 from spear_lightning.planning.shape import Layout, Place
 
 
-@singledispatch
 def layout_of(strategy: Strategy, ranks: int, ranks_per_node: int) -> Layout:
     """What a strategy partitions, and where.
 
     Raises:
         ValueError: there are no formulas for the strategy.
     """
-    raise ValueError(
-        f"trainer.strategy: spear plan has no formulas for {type(strategy).__name__}: plan with ddp or ZeroStrategy"
-    )
-
-
-@layout_of.register
-def _(strategy: SingleDeviceStrategy, ranks: int, ranks_per_node: int) -> Layout:
-    return Layout.single()
-
-
-@layout_of.register
-def _(strategy: DDPStrategy, ranks: int, ranks_per_node: int) -> Layout:
-    return Layout.ddp(ranks, ranks_per_node, not strategy._ddp_kwargs.get("gradient_as_bucket_view", False))
-
-
-@layout_of.register
-def _(strategy: ZeroStrategy, ranks: int, ranks_per_node: int) -> Layout:
+    if isinstance(strategy, SingleDeviceStrategy):
+        return Layout()
+    if isinstance(strategy, DDPStrategy) and not isinstance(strategy, ZeroStrategy):
+        copied = not strategy._ddp_kwargs.get("gradient_as_bucket_view", False)
+        return Layout(ranks, ranks_per_node, gradient_copy=copied)
+    if not isinstance(strategy, ZeroStrategy):
+        raise ValueError(
+            f"trainer.strategy: spear plan has no formulas for {type(strategy).__name__}: plan with ddp or ZeroStrategy"
+        )
     assert isinstance(strategy.config, dict)
     zero = strategy.config["zero_optimization"]
     places: dict[str, Place] = {"none": "device", "cpu": "host", "nvme": "disk"}

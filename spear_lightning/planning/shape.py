@@ -42,7 +42,7 @@ class Layout:
         parameter_place: where partitioned parameters lie.
         optimizer_place: where optimizer state, master weights and the gradients they are stepped with lie.
         keeps_gradients: gradients stay allocated while episodes are played.
-        gradient_copy: gradients are copied whole into buckets (DDP).
+        gradient_copy: gradients are copied whole into buckets (DDP, unless ``gradient_as_bucket_view`` is set).
         step_gradients: the optimizer is given a float32 copy of the gradients (ZeRO).
         bucket: elements of one communication bucket.
         buckets: such buckets at a time.
@@ -68,16 +68,6 @@ class Layout:
     live: int = 0
     replica: bool = False
     free_replica: bool = True
-
-    @classmethod
-    def single(cls) -> Layout:
-        """One process."""
-        return cls()
-
-    @classmethod
-    def ddp(cls, ranks: int, ranks_per_node: int, gradient_copy: bool = True) -> Layout:
-        """Everything on every rank; gradients twice, unless ``gradient_as_bucket_view`` is set."""
-        return cls(ranks, ranks_per_node, gradient_copy=gradient_copy)
 
     @classmethod
     def zero(

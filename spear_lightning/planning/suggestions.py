@@ -24,7 +24,10 @@ class Situation:
         nodes: number of them.
         capacity: bytes of a GPU; of a node's RAM where there is none.
         gpu: whether the devices are GPUs.
+        strategy: its class name.
         zero: the stage, where the strategy is ZeRO.
+        start: bytes of the whole start policy, which each rank loads into host memory.
+        notes: what the figures do not say.
     """
 
     model: ModelShape
@@ -34,7 +37,10 @@ class Situation:
     nodes: int
     capacity: int
     gpu: bool
-    zero: int | None = None
+    strategy: str
+    zero: int | None
+    start: int
+    notes: tuple[str, ...]
 
     @property
     def plan(self) -> MemoryPlan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -42,9 +43,14 @@ class ModelShape:
         return self.trainable == self.parameters
 
 
+def causal_lm(model: nn.Module) -> Any:
+    """The Hugging Face model itself, without the wrapper that adapters put around it."""
+    return model if isinstance(model, PreTrainedModel) else model.get_base_model()  # type: ignore[operator]
+
+
 def shape_of(model: nn.Module) -> ModelShape:
     """The shape of a Hugging Face causal language model, with or without adapters around it."""
-    causal = model if isinstance(model, PreTrainedModel) else model.get_base_model()  # type: ignore[operator]
+    causal = causal_lm(model)
     settings = causal.config.get_text_config()
     heads = settings.num_attention_heads
     size = getattr(settings, "head_dim", None) or settings.hidden_size // heads
@@ -64,8 +70,7 @@ def shape_of(model: nn.Module) -> ModelShape:
 
 def linear_weights(model: nn.Module) -> int:
     """Weights of all linear layers but the output head."""
-    causal = model if isinstance(model, PreTrainedModel) else model.get_base_model()  # type: ignore[operator]
-    head = causal.get_output_embeddings()
+    head = causal_lm(model).get_output_embeddings()
     layers = (module for module in model.modules() if isinstance(module, nn.Linear) and module is not head)
     return sum(layer.weight.numel() for layer in layers)
 
@@ -73,9 +78,9 @@ def linear_weights(model: nn.Module) -> int:
 def model_flops(model: ModelShape, matrices: int, tokens: float, squares: float, predicted: float) -> float:
     """Operations that an update's forward and backward pass need, whatever is computed beside them.
 
-    As :func:`~spear_lightning.planning.costs.update_flops`, but no layer twice, no padding, no token that a causal mask
-    hides, and no logits of tokens that carry no loss: 6 for each weight and token, and in each layer ``12 q`` for each
-    pair of tokens of which the later one sees the other (half of a sequence's length squared).
+    A multiplication and an addition are two. No layer is counted twice, and no padding, no token that a causal mask
+    hides, no logits of tokens that carry no loss: 6 for each weight and token, and in each layer ``12 q`` for each pair
+    of tokens of which the later one sees the other (half of a sequence's length squared).
 
     Args:
         model: its shape.

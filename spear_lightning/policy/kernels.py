@@ -11,27 +11,19 @@ import torch
 from spear_lightning.policy.packing import Layout
 
 
-def check_compilable(layout: Layout) -> None:
-    """Refuse what would be compiled anew for every batch.
+def compiled_base(causal: Any, layout: Layout) -> Callable[..., Any]:
+    """The model below the output head, compiled for batches of any shape at its first call.
 
-    Args:
-        layout: ``policy.layout``.
+    Parameters, their names and hooks stay those of ``causal``.
 
     Raises:
-        ValueError: it is not ``padded``.
+        ValueError: the layout is not ``padded``: every batch would be compiled anew.
     """
     if layout != "padded":
         raise ValueError(
             f"policy.compile: with policy.layout: {layout} every batch would be compiled anew; set policy.layout to "
             "padded, or policy.compile to false"
         )
-
-
-def compiled_base(causal: Any) -> Callable[..., Any]:
-    """The model below the output head, compiled for batches of any shape at its first call.
-
-    Parameters, their names and hooks stay those of ``causal``.
-    """
     compiled: Callable[..., Any] = torch.compile(causal.base_model, dynamic=True)
     return compiled
 

@@ -48,7 +48,7 @@ def locate(name: str, key: str) -> str:
         folder = Path(str(resources.files("spear_lightning.policy") / "embedded"))
         if not (folder / "config.json").is_file():
             raise ValueError(
-                f"{key}: the embedded policy is not part of this installation; make one with `spear warmstart` and "
+                f"{key}: the embedded policy is not part of this installation; make one with `spear sft` and "
                 f"name its folder in {key}"
             )
         return str(folder)

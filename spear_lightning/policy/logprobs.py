@@ -56,13 +56,10 @@ def token_logprobs_and_entropy(
         ``(logps, entropies)`` in nats, both ``(tokens,)``, float32 (float64 for double inputs).
 
     Raises:
-        ValueError: the temperature is not above 0, or the chunk size not at least 1.
+        ValueError: the temperature is not above 0.
     """
     _check_temperature(temperature)
-    if chunk_size is None:
-        chunk_size = chunk_tokens(weight.shape[0])
-    elif chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
+    chunk_size = chunk_size or chunk_tokens(weight.shape[0])
     # What an autocast region would do to a linear layer has to be said: an autograd function is not looked into.
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
@@ -130,7 +127,7 @@ class ChunkedHead(nn.Linear):
 
 
 class _ChunkedLogProbs(torch.autograd.Function):
-    """See the head of this file for the two derivatives."""
+    """The two derivatives stand at the head of this file."""
 
     @staticmethod
     def forward(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Lt
 from torch import nn
 from transformers import PreTrainedModel
 
+from spear_lightning.utils.ranges import Above0, Positive, in_range
 
+
+@in_range
 @dataclass(frozen=True)
 class LoRA:
     """Low-rank adapters: only they are trained (needs the ``lora`` extra).
@@ -25,18 +29,10 @@ class LoRA:
         ValueError: a value is out of range.
     """
 
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
+    rank: Positive = 16
+    alpha: Above0 = 32.0
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     target_modules: list[str] | str = "all-linear"
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"policy.lora.rank must be at least 1, not {self.rank}")
-        if self.alpha <= 0:
-            raise ValueError(f"policy.lora.alpha must be above 0, not {self.alpha}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"policy.lora.dropout must be in [0, 1), not {self.dropout}")
 
 
 def with_adapters(causal: PreTrainedModel, lora: LoRA, seed: int) -> nn.Module:
@@ -54,13 +50,12 @@ def with_adapters(causal: PreTrainedModel, lora: LoRA, seed: int) -> nn.Module:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise ValueError("policy.lora needs the peft package: pip install 'spear-lightning[lora]'") from error
-    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     alpha: Any = lora.alpha  # declared int there, used as a factor
     settings = LoraConfig(
         r=lora.rank,
         lora_alpha=alpha,
         lora_dropout=lora.dropout,
-        target_modules=targets,
+        target_modules=lora.target_modules,
         bias="none",
         task_type="CAUSAL_LM",
     )

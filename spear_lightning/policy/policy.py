@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from spear_lightning.policy.attention import pack_model
-from spear_lightning.policy.kernels import check_compilable, compiled_base, fuse_kernels
+from spear_lightning.policy.kernels import compiled_base, fuse_kernels
 from spear_lightning.policy.loading import check_vocabulary, fresh_model, load_model, load_tokenizer, tokenizer_hash
 from spear_lightning.policy.logprobs import (
     CHUNK_BYTES,
@@ -22,6 +23,7 @@ from spear_lightning.policy.logprobs import (
 )
 from spear_lightning.policy.lora import LoRA, with_adapters
 from spear_lightning.policy.packing import LAYOUTS, Layout, pack_rows
+from spear_lightning.utils.ranges import Positive, in_range
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """What ``policy.dtype`` may be."""
@@ -40,6 +42,7 @@ class TokenStats(NamedTuple):
     entropies: Tensor
 
 
+@in_range
 class Policy(nn.Module):
     """A causal language model that is trained and played with.
 
@@ -85,7 +88,7 @@ class Policy(nn.Module):
         gradient_checkpointing: bool = False,
         lora: LoRA | None = None,
         seed: int = 0,
-        chunk_bytes: int = CHUNK_BYTES,
+        chunk_bytes: Positive = CHUNK_BYTES,
         layout: Layout = "padded",
         compile: bool = False,
         fused_kernels: bool = False,
@@ -95,12 +98,8 @@ class Policy(nn.Module):
             raise ValueError("policy: give either policy.model (a folder or hub id) or policy.config (a fresh model)")
         if dtype not in DTYPES:
             raise ValueError(f"policy.dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
-        if chunk_bytes < 1:
-            raise ValueError(f"policy.chunk_bytes must be above 0, not {chunk_bytes}")
         if layout not in LAYOUTS:
             raise ValueError(f"policy.layout must be one of {', '.join(LAYOUTS)}, not {layout!r}")
-        if compile:
-            check_compilable(layout)
         self.lora, self.layout = lora, layout
         options: dict[str, Any] = {"dtype": DTYPES[dtype], "attention": attention}
         if model is not None:
@@ -127,7 +126,8 @@ class Policy(nn.Module):
             if lora is not None and lora.dropout and layout == "shared":
                 raise ValueError("policy.layout: shared would give rows the same policy.lora.dropout: set that to 0")
             pack_model(causal, attention)
-        self._compiled = (compiled_base(causal),) if compile else None  # a tuple: not a module of the policy's own
+        # a tuple: not a module of the policy's own
+        self._compiled = (compiled_base(causal, layout),) if compile else None
         self._keeps_logits = "logits_to_keep" in inspect.signature(causal.forward).parameters
         self._chunk_size = chunk_tokens(causal.config.get_text_config().vocab_size, chunk_bytes)
         # Gradient checkpointing and LoRA's dropout work in training mode only, and a loaded model comes in evaluation
@@ -141,31 +141,6 @@ class Policy(nn.Module):
         return model if self.lora is None else model.get_base_model()
 
     def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        temperature: float = 1.0,
-        *,
-        loss_mask: Tensor | None = None,
-    ) -> TokenStats:
-        """Log-probability and entropy of tokens at a temperature; see :meth:`evaluate`, which is the same."""
-        mask = attention_mask.bool()
-        wanted = mask if loss_mask is None else mask & loss_mask.bool()
-        # Token t is predicted at position t - 1.
-        rows, columns = wanted[:, 1:].nonzero(as_tuple=True)
-        targets = input_ids[rows, columns + 1].long()
-        place, shape = (rows, columns + 1), input_ids.shape
-        if self.layout == "padded":
-            inputs = self._inputs_of(mask)
-        else:
-            packed = pack_rows(input_ids, mask, share=self.layout == "shared")
-            rows, columns = torch.zeros_like(rows), packed.places[rows, columns]
-            input_ids, inputs = packed.input_ids, packed.inputs
-        logps, entropies = self._stats(input_ids, inputs, rows, columns, targets, temperature)
-        empty = logps.new_zeros(shape)
-        return TokenStats(empty.index_put(place, logps), empty.index_put(place, entropies))
-
-    def evaluate(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
@@ -189,8 +164,21 @@ class Policy(nn.Module):
         Raises:
             ValueError: the temperature is not above 0.
         """
-        stats: TokenStats = self(input_ids, attention_mask, temperature, loss_mask=loss_mask)
-        return stats
+        mask = attention_mask.bool()
+        wanted = mask if loss_mask is None else mask & loss_mask.bool()
+        # Token t is predicted at position t - 1.
+        rows, columns = wanted[:, 1:].nonzero(as_tuple=True)
+        targets = input_ids[rows, columns + 1].long()
+        place, shape = (rows, columns + 1), input_ids.shape
+        if self.layout == "padded":
+            inputs = self._inputs_of(mask)
+        else:
+            packed = pack_rows(input_ids, mask, share=self.layout == "shared")
+            rows, columns = torch.zeros_like(rows), packed.places[rows, columns]
+            input_ids, inputs = packed.input_ids, packed.inputs
+        logps, entropies = self._stats(input_ids, inputs, rows, columns, targets, temperature)
+        empty = logps.new_zeros(shape)
+        return TokenStats(empty.index_put(place, logps), empty.index_put(place, entropies))
 
     def next_token_logits(self, input_ids: Tensor, last: Tensor, **inputs: Any) -> Tensor:
         """Logits of the token that follows, for generation.
@@ -314,25 +302,18 @@ class Reference(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, temperature: float = 1.0, *, loss_mask: Tensor | None = None
     ) -> TokenStats:
-        """As :meth:`Policy.evaluate`, without gradient."""
-        (policy,) = self._held
-        with torch.no_grad():
-            if not self._adapted:
-                return policy.evaluate(input_ids, attention_mask, temperature, loss_mask=loss_mask)
-            wrapper: Any = policy.model
-            with wrapper.disable_adapter():
-                return policy.evaluate(input_ids, attention_mask, temperature, loss_mask=loss_mask)
+        """As :class:`Policy`, without gradient."""
+        policy: Any = self._held[0]
+        adapters_off = policy.model.disable_adapter() if self._adapted else nullcontext()
+        with torch.no_grad(), adapters_off:
+            stats: TokenStats = policy(input_ids, attention_mask, temperature, loss_mask=loss_mask)
+        return stats
 
     def _apply(self, fn: Any, recurse: bool = True) -> Reference:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if not self._adapted:
             self._held[0]._apply(fn, recurse)
         return self
-
-
-def reference_of(policy: Policy) -> Reference:
-    """A frozen reference for a KL penalty: ``policy`` as it is now (with LoRA: without its adapters)."""
-    return Reference(policy)
 
 
 @torch.no_grad()

@@ -1,51 +1,59 @@
-"""The model card that a warm start writes beside its weights."""
+"""The model card that supervised fine-tuning writes beside its weights."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
-from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import transformers
+from transformers import PreTrainedModel
 
-from spear_lightning.sft.demonstrations import Transcript
+from spear_lightning.sft.evaluation import Score
 from spear_lightning.utils.atomic import write_atomically
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from spear_lightning.sft.evaluation import Score
 
 _CARD = """---
 license: apache-2.0
 library_name: transformers
 pipeline_tag: text-generation
-tags: [alfworld, spear-lightning, behaviour-cloning]
+tags: [spear-lightning, behaviour-cloning]
 ---
 # {name}
 
-A small causal language model that plays household text games (ALFWorld), cloned from a scripted search expert that
-reads only the text. It is where reinforcement learning starts from, not an end.
+A small causal language model, cloned from demonstrations. It is where reinforcement learning starts from, not an end.
 
-| held-out games (never demonstrated) | success | 95 % interval | games | turns without an action | refused actions |
+| held-out tasks (never demonstrated) | success | 95 % interval | games | turns without an action | refused actions |
 |---|---|---|---|---|---|
 {rows}
 
-By task type, at temperature {temperature}: {by_kind}.
+By task type, at temperature {temperature}: {by_type}.
 
 - Made by: `{command}`, seed {seed}
-- Demonstrations: {demonstrations} won games of the search expert, {steps:.1f} moves on average
+- Demonstrations: {demonstrations}
 - Model: {architecture}, {parameters:,} parameters, float32, vocabulary of {vocabulary}
 - Time: {seconds}
 - Machine: {machine}; Python {python}, torch {torch}, transformers {transformers}
-
-Context: `<task> … <obs> … <action> go to desk 1 </action> <obs> …`; the model writes from `<action>` to `</action>`.
 """
+
+
+@dataclass(frozen=True)
+class SFTResult:
+    """What supervised fine-tuning brought.
+
+    Attributes:
+        folder: the Hugging Face folder that was written.
+        scores: held-out results, one per temperature.
+        demonstrations: what was learned from, in words.
+        seconds: wall-clock by phase.
+    """
+
+    folder: Path
+    scores: list[Score]
+    demonstrations: str
+    seconds: dict[str, float]
 
 
 def machine() -> str:
@@ -60,43 +68,43 @@ def machine() -> str:
 
 
 def write_card(
-    folder: Path,
-    name: str,
-    scores: Sequence[Score],
-    seconds: dict[str, float],
-    transcripts: Sequence[Transcript],
-    network: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    seed: int,
-    command: str,
+    result: SFTResult, name: str, command: str, seed: int, network: PreTrainedModel, vocabulary: int
 ) -> None:
     """Write ``README.md`` (for people) and ``scores.json`` (for programs) into a policy's folder."""
     percent = "{:.1%}".format
     rows = [
-        f"| temperature {score.temperature:g} | {percent(score.success)} | {percent(score.interval[0])} to "
-        f"{percent(score.interval[1])} | {score.episodes} | {percent(score.void)} | {percent(score.refused)} |"
-        for score in scores
+        f"| temperature {score.temperature:g} | {percent(score.success.share)} | "
+        f"{' to '.join(map(percent, score.success.interval()))} | {score.success.episodes} | "
+        f"{percent(score.unparsable)} | {percent(score.refused)} |"
+        for score in result.scores
     ]
-    by_kind = (
-        ", ".join(f"{kind} {percent(share)}" for kind, share in scores[0].by_kind.items()) if scores else "not measured"
-    )
+    first = result.scores[0] if result.scores else None
     text = _CARD.format(
         name=name,
         rows="\n".join(rows) or "| not measured | | | | | |",
-        temperature=f"{scores[0].temperature:g}" if scores else "-",
-        by_kind=by_kind,
+        temperature=f"{first.temperature:g}" if first else "-",
+        by_type=", ".join(f"{kind} {percent(rate.share)}" for kind, rate in first.by_type.items())
+        if first
+        else "not measured",
         command=command,
         seed=seed,
-        demonstrations=len(transcripts),
-        steps=sum(len(t.steps) for t in transcripts) / len(transcripts),
+        demonstrations=result.demonstrations,
         architecture=network.config.model_type,
         parameters=network.num_parameters(),
-        vocabulary=len(tokenizer),
-        seconds=", ".join(f"{phase} {value:.0f} s" for phase, value in seconds.items()),
+        vocabulary=vocabulary,
+        seconds=", ".join(f"{phase} {value:.0f} s" for phase, value in result.seconds.items()),
         machine=machine(),
         python=platform.python_version(),
         torch=torch.__version__,
         transformers=transformers.__version__,
     )
-    write_atomically(folder / "README.md", text)
-    write_atomically(folder / "scores.json", json.dumps([asdict(score) for score in scores], indent=1) + "\n")
+    write_atomically(result.folder / "README.md", text)
+    scores = [
+        asdict(score)
+        | {
+            "success": score.success._asdict(),
+            "by_type": {kind: rate._asdict() for kind, rate in score.by_type.items()},
+        }
+        for score in result.scores
+    ]
+    write_atomically(result.folder / "scores.json", json.dumps(scores, indent=1) + "\n")

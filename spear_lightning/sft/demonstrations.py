@@ -1,4 +1,4 @@
-"""Demonstrations: an expert plays on the real engine, and its transcripts become token rows.
+"""Demonstrations: where they come from, how they are spelled, and those that a scripted expert plays.
 
 Games are played in worker processes (the engine is never loaded in the caller). What is played depends only on the
 seed, the task and the repetition, not on the number of workers.
@@ -7,22 +7,72 @@ seed, the task and the repetition, not on the number of workers.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
 
 import gymnasium
 import numpy as np
-import numpy.typing as npt
+from annotated_types import Gt, Lt
+from typing_extensions import override
 
 from spear_lightning.environments.alfworld.expert import SearchExpert
 from spear_lightning.environments.base import Task, TaskSuite
 from spear_lightning.environments.expert import Expert, Motive, Wandering
 from spear_lightning.utils.randomness import stream_seed
+from spear_lightning.utils.ranges import Positive, in_range
 
 if TYPE_CHECKING:  # workers import this module and need none of it
-    from spear_lightning.agents.transcript import TranscriptAgent
+    from transformers import PreTrainedTokenizerBase
+
+    from spear_lightning.agents.base import Agent
+    from spear_lightning.data.samples import Sample
+
+
+class Demonstrations(ABC):
+    """What a policy is cloned from.
+
+    Attributes:
+        validation: share of the tasks whose demonstrations are only used for the validation loss.
+    """
+
+    validation: float = 0.04
+
+    @abstractmethod
+    def collect(self, suite: TaskSuite, *, workers: int, seed: int) -> Sequence[Any]:
+        """Demonstrations of the training tasks; each has a ``task`` and ``texts()``.
+
+        Args:
+            suite: that is prepared.
+            workers: processes.
+            seed: of all choices.
+
+        Raises:
+            ValueError: the tasks cannot be demonstrated.
+        """
+
+    @abstractmethod
+    def build_tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+        """A tokenizer for everything that is read or written."""
+
+    @abstractmethod
+    def make_agent(self) -> Agent:
+        """The agent that will play with the policy."""
+
+    @abstractmethod
+    def encode(self, demonstration: Any, agent: Any) -> Sample:
+        """The sample that the policy's own context would be, had it acted this way.
+
+        Args:
+            demonstration: to encode.
+            agent: of :meth:`make_agent`, bound to the tokenizer.
+        """
+
+    @abstractmethod
+    def describe(self, demonstrations: Sequence[Any]) -> str:
+        """What they are, for the model card."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,125 +116,126 @@ class Transcript:
             yield step.action
 
 
-@dataclass(frozen=True, slots=True)
-class TokenRow:
-    """One transcript as tokens.
+@in_range
+@dataclass(frozen=True)
+class ExpertDemonstrations(Demonstrations):
+    """Games that a scripted expert plays; a transcript agent will play with the policy.
 
-    Attributes:
-        ids: token ids, int32 ``(tokens,)``.
-        mask: true at the tokens to be learned: the expert's actions, int8-sized bools ``(tokens,)``.
+    Args:
+        expert: class that plays.
+        repetitions: transcripts per training game of the environment, each with other choices.
+        max_steps: most actions of a demonstration; it may be more than the policy will have. Games that are not won by
+            then are left out.
+        noise: how far demonstrations stray from the shortest search.
+        learn_noise: also learn the moves that strayed; otherwise they are context only. The policy then wastes moves of
+            its own, which reinforcement learning can unlearn. Actions that the engine was meant to refuse are never
+            learned.
+        validation: share of the games whose demonstrations are only used for the validation loss.
+
+    Raises:
+        ValueError: a number is out of range.
     """
 
-    ids: npt.NDArray[np.int32]
-    mask: npt.NDArray[np.bool_]
+    expert: type[Expert] = SearchExpert
+    repetitions: Positive = 2
+    max_steps: Positive = 50
+    noise: Wandering = field(default_factory=lambda: Wandering(detour=0.1, waste=0.05, blunder=0.03, fumble=0.05))
+    learn_noise: bool = False
+    validation: Annotated[float, Gt(0), Lt(1)] = 0.04
 
-    def __len__(self) -> int:
-        return len(self.ids)
+    @override
+    def collect(self, suite: TaskSuite, *, workers: int, seed: int) -> list[Transcript]:
+        played = self.play(suite, suite.tasks("train"), workers=workers, seed=seed)
+        won = [transcript for transcript in played if transcript.success]
+        if len(won) < 2:
+            raise ValueError(
+                f"The expert won {len(won)} of {len(played)} games within demonstrations.max_steps={self.max_steps}: "
+                "there is nothing to learn from. Allow more steps or give environment more training games."
+            )
+        return won
+
+    def play(self, suite: TaskSuite, tasks: Sequence[Task], *, workers: int, seed: int) -> list[Transcript]:
+        """Play tasks.
+
+        Args:
+            suite: makes the environments (in the workers).
+            tasks: to be played.
+            workers: processes; 0 plays in this process.
+            seed: of the expert's choices.
+
+        Returns:
+            All transcripts, successful or not, in order of task and repetition.
+        """
+        if workers == 0:
+            return self._play_chunk(suite, tasks, seed)
+        # Contiguous chunks: repetitions of a game stay in one worker, which loads it once.
+        chunks = [list(part) for part in np.array_split(np.arange(len(tasks)), max(1, min(4 * workers, len(tasks))))]
+        # spawn: a forked child of a process that runs torch threads may hang.
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            parts = [pool.submit(self._play_chunk, suite, [tasks[i] for i in chunk], seed) for chunk in chunks]
+            return [transcript for part in parts for transcript in part.result()]
+
+    def _play_chunk(self, suite: TaskSuite, tasks: Sequence[Task], seed: int) -> list[Transcript]:
+        environment = suite.make()
+        try:
+            return [
+                play_transcript(
+                    environment,
+                    task,
+                    self.expert(stream_seed("demonstration", seed, task.id, repetition), self.noise),
+                    self.max_steps,
+                )
+                for task in tasks
+                for repetition in range(self.repetitions)
+            ]
+        finally:
+            environment.close()
+
+    @override
+    def build_tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+        from spear_lightning.sft.tokenizer import build_tokenizer
+
+        return build_tokenizer(texts, phrases=self.expert.phrases, names=self.expert.names)
+
+    @override
+    def make_agent(self) -> Agent:
+        from spear_lightning.agents.transcript import TranscriptAgent
+
+        return TranscriptAgent()
+
+    @override
+    def encode(self, demonstration: Transcript, agent: Any) -> Sample:
+        from spear_lightning.sft.module import sample_of
+
+        learned = {"purpose", "stray"} if self.learn_noise else {"purpose"}
+        pieces = []
+        for number, step in enumerate(demonstration.steps):
+            read = (
+                agent.continuation_ids(step.observation)
+                if number
+                else agent.opening_ids(demonstration.instruction, step.observation)
+            )
+            pieces += [(read, False), (agent.response_ids(step.action), step.motive in learned)]
+        return sample_of(pieces)
+
+    @override
+    def describe(self, demonstrations: Sequence[Transcript]) -> str:
+        moves = sum(len(transcript.steps) for transcript in demonstrations) / len(demonstrations)
+        return f"{len(demonstrations)} won games of {self.expert.__name__}, {moves:.1f} moves on average"
 
 
 def play_transcript(environment: gymnasium.Env[str, str], task: Task, expert: Expert, max_steps: int) -> Transcript:
     """Let ``expert`` play ``task`` to its end or to ``max_steps`` actions."""
-    observation, info = environment.reset(seed=task.seed, options={"task": task.id})
+    text, info = environment.reset(seed=task.seed, options={"task": task.id})
     instruction = str(info["task"])
-    expert.reset(instruction, observation)
+    expert.reset(instruction, text)
     steps: list[Step] = []
-    won, refused = False, 0
-    text = observation
-    while len(steps) < max_steps:
+    won, refused, over = False, 0, False
+    while len(steps) < max_steps and not over:
         action = expert.act(text)
         steps.append(Step(text, action, expert.motive))
         text, _, terminated, truncated, info = environment.step(action)
         refused += text.lower().startswith("nothing happens")
         won = bool(info.get("won", False))
-        if terminated or truncated:
-            break
+        over = terminated or truncated
     return Transcript(task, instruction, tuple(steps), won, refused)
-
-
-def play_demonstrations(
-    suite: TaskSuite,
-    tasks: Sequence[Task],
-    *,
-    seed: int,
-    wandering: Wandering = Wandering(),  # noqa: B008 - frozen
-    repetitions: int = 1,
-    max_steps: int = 50,
-    workers: int = 1,
-    expert: type[Expert] = SearchExpert,
-) -> list[Transcript]:
-    """Play every task ``repetitions`` times.
-
-    Args:
-        suite: makes the environments (in the workers).
-        tasks: to be played.
-        seed: of the expert's choices.
-        wandering: how far it strays.
-        repetitions: transcripts per task, each with other choices.
-        max_steps: most actions in a game.
-        workers: processes; 0 plays in this process.
-        expert: that plays.
-
-    Returns:
-        All transcripts, successful or not, in order of task and repetition.
-    """
-    if workers == 0:
-        return _play_chunk(suite, tasks, seed, wandering, repetitions, max_steps, expert)
-    # Contiguous chunks: repetitions of a game stay in one worker, which loads it once.
-    chunks = [list(part) for part in np.array_split(np.arange(len(tasks)), max(1, min(4 * workers, len(tasks))))]
-    # spawn: a forked child of a process that runs torch threads may hang.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        parts = [
-            pool.submit(_play_chunk, suite, [tasks[i] for i in chunk], seed, wandering, repetitions, max_steps, expert)
-            for chunk in chunks
-        ]
-        return [transcript for part in parts for transcript in part.result()]
-
-
-def _play_chunk(
-    suite: TaskSuite,
-    tasks: Sequence[Task],
-    seed: int,
-    wandering: Wandering,
-    repetitions: int,
-    max_steps: int,
-    expert: type[Expert],
-) -> list[Transcript]:
-    environment = suite.make()
-    try:
-        return [
-            play_transcript(
-                environment,
-                task,
-                expert(stream_seed("demonstration", seed, task.id, repetition), wandering),
-                max_steps,
-            )
-            for task in tasks
-            for repetition in range(repetitions)
-        ]
-    finally:
-        environment.close()
-
-
-def encode_transcript(transcript: Transcript, agent: TranscriptAgent, *, learn_straying: bool) -> TokenRow:
-    """Make the token row that the policy's own context would be, had it played this game.
-
-    Args:
-        transcript: to encode.
-        agent: bound to the tokenizer; the one that will play with the policy.
-        learn_straying: also learn the moves that strayed; otherwise they are context only. Actions that the engine
-            was meant to refuse are never learned.
-    """
-    learned = {"purpose", "stray"} if learn_straying else {"purpose"}
-    pieces: list[tuple[npt.NDArray[np.int32], bool]] = []
-    for number, step in enumerate(transcript.steps):
-        first = number == 0
-        prompt = (
-            agent.opening_ids(transcript.instruction, step.observation)
-            if first
-            else agent.continuation_ids(step.observation)
-        )
-        pieces += [(prompt, False), (agent.response_ids(step.action), step.motive in learned)]
-    return TokenRow(
-        np.concatenate([ids for ids, _ in pieces]).astype(np.int32),
-        np.concatenate([np.full(len(ids), learned) for ids, learned in pieces]),
-    )

@@ -9,10 +9,11 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _NAME = re.compile(r" ([a-z]+) (\d+)")
+_OWN_SHARE = 0.5  # of the name's own random embedding in the mixture, which tells it from its parts
 
 
 @torch.no_grad()
-def compose_name_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, own_share: float = 0.5) -> int:
+def compose_name_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """Start the embedding of each name ("desk 1") as the mixture of its noun's and its number's.
 
     To take the right thing, a policy must see that ``mug 2`` in a room is the ``mug`` of its task. Random embeddings of
@@ -22,7 +23,6 @@ def compose_name_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokeniz
     Args:
         model: with freshly drawn embeddings; changed in place.
         tokenizer: whose names are to be composed.
-        own_share: weight of the name's own random embedding in the mixture, which tells it from its parts.
 
     Returns:
         How many embeddings were composed.
@@ -38,6 +38,6 @@ def compose_name_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokeniz
         parts = [vocabulary.get(f" {part}") for part in found.groups()]
         if None in parts:
             continue
-        weight[index] = weight[parts].sum(0) * 0.5**0.5 + own_share * weight[index]
+        weight[index] = weight[parts].sum(0) * 0.5**0.5 + _OWN_SHARE * weight[index]
         composed += 1
     return composed

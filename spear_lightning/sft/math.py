@@ -1,70 +1,83 @@
-r"""``spear warmstart-math``: from nothing to a small policy that reads sums and calls the code interpreter.
+r"""Written demonstrations: sums that are answered at once, or by a call of the code interpreter.
 
-Its demonstrations are written, not played: some problems are answered at once (``\boxed{144}``), which a small model
-gets right only now and then, others by a program that computes the expression of the question. Which way is better is
-left to reinforcement learning::
+Some problems are answered at once (``\boxed{144}``), which a small model gets right only now and then, others by a
+program that computes the expression of the question. Which way is better is left to reinforcement learning::
 
-    spear warmstart-math -c configs/small/warmstart-math.yaml
+    spear sft -c configs/small/warmstart-math.yaml
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+from typing_extensions import override
 
 from spear_lightning.agents.tool_calling import ChatToolAgent
+from spear_lightning.data.samples import Sample
+from spear_lightning.environments.base import Task, TaskSuite
 from spear_lightning.environments.math import MathProblems
 from spear_lightning.environments.tools import CALL_TAGS, CODE_INTERPRETER, write_results
-from spear_lightning.policy.loading import fresh_model
 from spear_lightning.sft.chat_tokenizer import build_chat_tokenizer
-from spear_lightning.sft.command import run_command
-from spear_lightning.sft.demonstrations import TokenRow
-from spear_lightning.sft.evaluation import HeldOut, Score, evaluate
-from spear_lightning.sft.module import Optimization, fit_rows
+from spear_lightning.sft.demonstrations import Demonstrations
+from spear_lightning.sft.module import sample_of
 from spear_lightning.utils.randomness import stream_seed
+from spear_lightning.utils.ranges import Fraction, in_range
 
 _EXPRESSION = re.compile(r"\d[\d+*/(). -]*\d")
 _KINDS = ("chain_sum", "products")
-_VALIDATION = 25  # one demonstration in so many is only used for the validation loss
 
 
 @dataclass(frozen=True)
-class Demonstration:
+class Solution:
     """One problem, and how it is solved.
 
     Attributes:
+        task: the problem.
         question: as the environment puts it.
         replies: what the policy should write, in order; each but the last is answered by a result.
         result: that a program prints.
     """
 
+    task: Task
     question: str
     replies: tuple[str, ...]
     result: str
 
+    def texts(self) -> Iterator[str]:
+        """Everything that the policy reads and writes but for results."""
+        yield self.question
+        yield from self.replies
 
-def demonstrate(suite: MathProblems, direct: float, seed: int) -> list[Demonstration]:
-    """Solve the training problems.
+
+@in_range
+class WrittenSolutions(Demonstrations):
+    """Solutions of ``MathProblems`` whose questions ask for the value of an expression.
 
     Args:
-        suite: whose training problems ask for the value of an expression.
+        agent: that will play with the policy.
         direct: share of problems that are answered at once, without the tool.
-        seed: of the choice.
+        vocabulary: size of the tokenizer's, at least 300.
 
     Raises:
-        ValueError: a problem is of a kind that cannot be demonstrated.
+        ValueError: a number is out of range.
     """
-    random = np.random.default_rng(stream_seed("math demonstrations", seed))
-    made = []
-    for task in suite.tasks("train"):
+
+    def __init__(self, agent: ChatToolAgent, direct: Fraction = 0.5, vocabulary: int = 512) -> None:
+        self.agent, self.direct, self.vocabulary = agent, direct, vocabulary
+
+    @override
+    def collect(self, suite: TaskSuite, *, workers: int, seed: int) -> list[Solution]:
+        if not isinstance(suite, MathProblems):
+            raise ValueError(f"environment: WrittenSolutions are of MathProblems, not of {type(suite).__name__}")
+        random = np.random.default_rng(stream_seed("math demonstrations", seed))
+        return [self._solve(suite, task, random) for task in suite.tasks("train")]
+
+    def _solve(self, suite: MathProblems, task: Task, random: np.random.Generator) -> Solution:
         problem, _ = suite.pose(task.id)
         if problem.kind not in _KINDS:
             raise ValueError(
@@ -74,105 +87,30 @@ def demonstrate(suite: MathProblems, direct: float, seed: int) -> list[Demonstra
         expression = max(_EXPRESSION.findall(problem.question), key=len)
         call = {"name": CODE_INTERPRETER.name, "arguments": {"code": f"print({expression})"}}
         answer = f"\\boxed{{{problem.answer}}}"
-        at_once = suite.tool is None or random.random() < direct
+        at_once = suite.tool is None or random.random() < self.direct
         replies = (answer,) if at_once else (f"{CALL_TAGS[0]}{json.dumps(call)}{CALL_TAGS[1]}", answer)
         question = "\n\n".join(part for part in (problem.question, suite.instruction) if part)
-        made.append(Demonstration(question, replies, problem.answer))
-    return made
+        return Solution(task, question, replies, problem.answer)
 
+    @override
+    def build_tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+        return build_chat_tokenizer(list(texts), self.vocabulary)
 
-def encode(demonstration: Demonstration, agent: ChatToolAgent) -> TokenRow:
-    """The token row that the policy's own context would be, had it solved the problem this way.
+    @override
+    def make_agent(self) -> ChatToolAgent:
+        return self.agent
 
-    Args:
-        demonstration: to encode.
-        agent: bound to the tokenizer; the one that will play with the policy.
-    """
-    end = agent.format.end
-    pieces = [(agent.opening("", demonstration.question).ids, False)]
-    for number, reply in enumerate(demonstration.replies):
-        ids = agent.encode(reply + end)
-        pieces.append((ids, True))
-        if number + 1 < len(demonstration.replies):
-            result = write_results([(CODE_INTERPRETER.name, demonstration.result)])
-            pieces.append((agent.continuation_ids(ids, result), False))
-    return TokenRow(
-        np.concatenate([ids for ids, _ in pieces]).astype(np.int32),
-        np.concatenate([np.full(len(ids), learned) for ids, learned in pieces]),
-    )
+    @override
+    def encode(self, demonstration: Solution, agent: ChatToolAgent) -> Sample:
+        pieces = [(agent.opening("", demonstration.question).ids, False)]
+        for number, reply in enumerate(demonstration.replies):
+            if number:
+                result = write_results([(CODE_INTERPRETER.name, demonstration.result)])
+                pieces.append((agent.continuation_ids(pieces[-1][0], result), False))
+            pieces.append((agent.encode(reply + agent.format.end), True))
+        return sample_of(pieces)
 
-
-def warmstart_math(
-    environment: MathProblems,
-    agent: ChatToolAgent,
-    output: str,
-    model: dict[str, Any],
-    direct: float = 0.5,
-    vocabulary: int = 512,
-    optimization: Optimization = Optimization(),  # noqa: B008 - frozen
-    held_out: HeldOut = HeldOut(max_turns=4, max_response_tokens=64),  # noqa: B008 - frozen
-    workers: int = 1,
-    threads: int = 1,
-    seed: int = 0,
-) -> list[Score]:
-    """Clone written solutions into a fresh model and write a Hugging Face folder.
-
-    Args:
-        environment: its training problems are demonstrated, its validation problems show the result. They must be
-            others than those of the reinforcement learning that follows (give their sources seeds of their own).
-        agent: that will play with the policy.
-        output: folder to write.
-        model: Hugging Face configuration of the fresh model: ``model_type`` and that type's own keys.
-        direct: share of problems that are answered at once, without the tool.
-        vocabulary: size of the tokenizer's, at least 300.
-        optimization: how the model is fitted.
-        held_out: how the result is measured.
-        workers: processes that play.
-        threads: of torch in this process.
-        seed: of everything random.
-
-    Returns:
-        What the policy scores.
-
-    Raises:
-        ValueError: settings or data cannot be used; the message names the key and the fix.
-    """
-    if not 0 <= direct <= 1:
-        raise ValueError(f"direct must be in [0, 1], not {direct}")
-    folder = Path(output)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output: {output} exists and is not a folder.")
-    torch.set_num_threads(threads)
-    environment.prepare()
-    demonstrations = demonstrate(environment, direct, seed)
-    tokenizer = build_chat_tokenizer(_texts(demonstrations), vocabulary)
-    network = fresh_model(model, tokenizer, "model", dtype=torch.float32, attention="sdpa", seed=seed)
-    agent.bind(tokenizer)
-    rows = [encode(demonstration, agent) for demonstration in demonstrations]
-    apart = rows[::_VALIDATION]
-    train = [row for number, row in enumerate(rows) if number % _VALIDATION]
-    if not train:
-        raise ValueError(f"environment: {len(rows)} training problems are too few to learn from")
-    fit_rows(network, train, apart, optimization, seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    network.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return evaluate(environment, folder, held_out, workers=workers, seed=seed, agent=agent)
-
-
-def _texts(demonstrations: Sequence[Demonstration]) -> list[str]:
-    return [text for item in demonstrations for text in (item.question, *item.replies)]
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line: every argument of :func:`warmstart_math` is a key of the YAML file and an option.
-
-    Args:
-        arguments: as on the command line; ``None`` takes the process's own.
-    """
-    scores = run_command(
-        warmstart_math, "spear warmstart-math", "Clone written solutions into a small policy to start from.", arguments
-    )
-    console = Console()
-    for score in scores:
-        console.print(str(score))
+    @override
+    def describe(self, demonstrations: Sequence[Solution]) -> str:
+        called = sum(len(solution.replies) > 1 for solution in demonstrations)
+        return f"{len(demonstrations)} written solutions, {called} of them by a program"

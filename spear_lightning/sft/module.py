@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Annotated, Any, NamedTuple
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
+from annotated_types import Ge, Lt
 from torch.nn import functional
+from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel
 
-from spear_lightning.sft.data import Batch, WarmstartDataModule
-from spear_lightning.sft.demonstrations import TokenRow
+from spear_lightning.agents.base import Ids
+from spear_lightning.data.micro_batches import MicroBatch, micro_batch_of
+from spear_lightning.data.samples import Sample
 from spear_lightning.utils.randomness import stream_seed
+from spear_lightning.utils.ranges import Above0, AtLeast0, Positive, in_range
+
+collate = partial(micro_batch_of, pad_id=0, source="fresh")
 
 
+@in_range
 @dataclass(frozen=True)
 class Optimization:
     """How the policy is fitted to the demonstrations.
@@ -32,25 +41,60 @@ class Optimization:
             learning to foresee it ("take the mug 1" ... "you pick up the mug 1") teaches copying sooner.
 
     Raises:
-        ValueError: a value is out of range; the message names the key.
+        ValueError: a number is out of range.
     """
 
-    learning_rate: float = 3e-3
+    learning_rate: Above0 = 3e-3
     weight_decay: float = 0.01
-    warmup: float = 0.03
-    batch_size: int = 16
-    epochs: int = 9
-    max_grad_norm: float = 1.0
-    observation_weight: float = 0.0
+    warmup: Annotated[float, Ge(0), Lt(1)] = 0.03
+    batch_size: Positive = 16
+    epochs: Positive = 9
+    max_grad_norm: Above0 = 1.0
+    observation_weight: AtLeast0 = 0.0
 
-    def __post_init__(self) -> None:
-        for name in ("learning_rate", "batch_size", "epochs", "max_grad_norm"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"optimization.{name} must be above 0, got {getattr(self, name)}.")
-        if self.observation_weight < 0:
-            raise ValueError(f"optimization.observation_weight must not be negative, got {self.observation_weight}.")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"optimization.warmup must be in [0, 1), got {self.warmup}.")
+
+def sample_of(pieces: Iterable[tuple[Ids, bool]]) -> Sample:
+    """Pieces of tokens as one training sample.
+
+    Args:
+        pieces: token ids int32 ``(tokens,)``, each with whether they are to be learned.
+    """
+    parts = list(pieces)
+    ids = np.concatenate([ids for ids, _ in parts]).astype(np.int32)
+    mask = np.concatenate([np.full(len(ids), learned) for ids, learned in parts])
+    nothing = np.zeros(len(ids), np.float32)
+    return Sample(ids, mask, nothing, nothing, np.where(mask, 0, -1).astype(np.int16))
+
+
+class LengthBatches(Sampler[list[int]]):
+    """Batches of samples of similar length, in a new random order each epoch; equal seeds, equal batches.
+
+    Args:
+        lengths: of the samples, in tokens.
+        batch_size: samples per batch.
+        seed: of the shuffling.
+    """
+
+    _POOL = 8  # batches that are sorted by length together: little padding, and batches still mix all kinds of games
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self._lengths = np.asarray(lengths)
+        self._batch_size, self._seed, self._epoch = batch_size, seed, 0
+
+    def __len__(self) -> int:
+        return -(-len(self._lengths) // self._batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        random = np.random.default_rng(stream_seed("warmstart", self._seed, self._epoch))
+        self._epoch += 1
+        order = random.permutation(len(self._lengths))
+        size = self._batch_size
+        batches = []
+        for start in range(0, len(order), self._POOL * size):
+            pool = order[start : start + self._POOL * size]
+            pool = pool[np.argsort(self._lengths[pool], kind="stable")]
+            batches += [pool[i : i + size].tolist() for i in range(0, len(pool), size)]
+        yield from (batches[i] for i in random.permutation(len(batches)))
 
 
 class _Loss(NamedTuple):
@@ -60,7 +104,7 @@ class _Loss(NamedTuple):
     tokens: int  # number of action tokens
 
 
-class WarmstartModule(pl.LightningModule):
+class CloningModule(pl.LightningModule):
     """Clones demonstrations into a causal language model.
 
     Args:
@@ -73,28 +117,28 @@ class WarmstartModule(pl.LightningModule):
         self.model = model
         self._optimization = optimization
 
-    def _loss(self, batch: Batch) -> _Loss:
-        logits = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    def _loss(self, batch: MicroBatch) -> _Loss:
+        logits = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
         # The logits at token i predict token i + 1.
-        predicted, wanted = logits[:, :-1].flatten(0, 1).float(), batch["input_ids"][:, 1:].flatten()
-        actions = batch["mask"][:, 1:].flatten()
-        others = batch["attention_mask"][:, 1:].flatten().bool() & ~actions
+        predicted, wanted = logits[:, :-1].flatten(0, 1).float(), batch.input_ids[:, 1:].flatten()
+        actions = batch.response_mask[:, 1:].flatten().bool()
+        others = batch.attention_mask[:, 1:].flatten().bool() & ~actions
         losses = functional.cross_entropy(predicted, wanted, reduction="none")
         right = (predicted.detach().argmax(-1) == wanted).float()
         return _Loss(losses[actions].mean(), losses[others].mean(), right[actions].mean(), int(actions.sum()))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+    def training_step(self, batch: MicroBatch, batch_idx: int) -> torch.Tensor:
         """Mean cross entropy over the action tokens of the batch, plus the weighted one over the rest."""
         loss = self._loss(batch)
         self._report("", loss)
         return loss.actions + self._optimization.observation_weight * loss.observations
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: MicroBatch, batch_idx: int) -> None:
         """The same on demonstrations of games that are not learned from."""
         self._report("validation_", self._loss(batch))
 
     def _report(self, prefix: str, loss: _Loss) -> None:
-        values = {f"warmstart/{prefix}loss": loss.actions, f"warmstart/{prefix}accuracy": loss.accuracy}
+        values = {f"sft/{prefix}loss": loss.actions, f"sft/{prefix}accuracy": loss.accuracy}
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=loss.tokens, prog_bar=True)
 
     def configure_optimizers(self) -> Any:
@@ -119,10 +163,10 @@ class WarmstartModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def fit_rows(
+def fit_samples(
     network: PreTrainedModel,
-    train: Sequence[TokenRow],
-    validation: Sequence[TokenRow],
+    train: Sequence[Sample],
+    validation: Sequence[Sample],
     optimization: Optimization,
     seed: int,
 ) -> None:
@@ -130,8 +174,8 @@ def fit_rows(
 
     Args:
         network: a causal language model.
-        train: rows to learn from.
-        validation: rows for the validation loss.
+        train: to learn from.
+        validation: for the validation loss.
         optimization: how.
         seed: of the order of batches.
     """
@@ -148,8 +192,10 @@ def fit_rows(
             num_sanity_val_steps=0,
             check_val_every_n_epoch=optimization.epochs,
         )
+        batches = LengthBatches([len(sample) for sample in train], optimization.batch_size, seed)
         trainer.fit(
-            WarmstartModule(network, optimization),
-            WarmstartDataModule(train, validation, optimization.batch_size, seed),
+            CloningModule(network, optimization),
+            DataLoader(train, batch_sampler=batches, collate_fn=collate),  # type: ignore[arg-type]
+            DataLoader(validation, batch_size=4 * optimization.batch_size, collate_fn=collate),  # type: ignore[arg-type]
         )
     network.train(False)

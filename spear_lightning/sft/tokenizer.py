@@ -34,9 +34,7 @@ def build_tokenizer(
     *,
     phrases: Sequence[str] = ALFWORLD_PHRASES,
     names: bool = True,
-    tags: Sequence[str] = TAGS,
     min_count: int = 2,
-    max_length: int = 2048,
 ) -> PreTrainedTokenizerFast:
     """Make a tokenizer from the texts that an agent reads and writes.
 
@@ -44,10 +42,8 @@ def build_tokenizer(
         texts: observations, tasks and actions to collect words and names from.
         phrases: each becomes one token.
         names: whether a word and the number after it make one token ("desk 3").
-        tags: special tokens that structure a transcript.
         min_count: words seen less often are spelled in bytes. Names ("desk 3") count for their noun: with a noun come
             all its numbers up to the largest one seen.
-        max_length: ``model_max_length`` of the tokenizer, in tokens.
 
     Returns:
         A fast Hugging Face tokenizer with pad, eos and unk token, which ``save_pretrained`` writes in the usual form.
@@ -65,7 +61,7 @@ def build_tokenizer(
     spaced = [f" {unit}" for unit in dict.fromkeys([*phrases, *numbered, *kept, *digits])]
     units = list(dict.fromkeys([*_LISTS, *spaced]))
 
-    specials = [PAD, EOS, UNK, *tags]
+    specials = [PAD, EOS, UNK, *TAGS]
     bytes_ = [f"<0x{value:02X}>" for value in range(256)]
     vocabulary = {token: number for number, token in enumerate([*specials, *bytes_, *units])}
     backend = Tokenizer(BPE(vocab=vocabulary, merges=[], unk_token=UNK, byte_fallback=True, ignore_merges=True))
@@ -96,8 +92,8 @@ def build_tokenizer(
         pad_token=PAD,
         eos_token=EOS,
         unk_token=UNK,
-        extra_special_tokens=list(tags),
-        model_max_length=max_length,
+        extra_special_tokens=list(TAGS),
+        model_max_length=2048,
         clean_up_tokenization_spaces=False,
         padding_side="right",
     )

@@ -33,7 +33,7 @@ from spear_lightning.distributed.zero import ZeroStrategy, check_strategy
 from spear_lightning.environments.base import Split
 from spear_lightning.metrics.rollout import record_rollout
 from spear_lightning.metrics.store import MetricStore
-from spear_lightning.policy.policy import Policy, TokenStats, reference_of
+from spear_lightning.policy.policy import Policy, Reference, TokenStats
 from spear_lightning.rollout.episode import Rollout
 from spear_lightning.training.correction import RolloutCorrection
 from spear_lightning.training.hooks import MicroBatchOutput, RolloutHooks, update_listeners
@@ -93,7 +93,7 @@ class SpearModule(LightningModule, RolloutHooks):
         self.entropy_bonus = entropy_bonus
         self.correction = correction
         self.reference_kl = reference_kl
-        self.reference = reference_of(policy) if reference_kl > 0 else None
+        self.reference = Reference(policy) if reference_kl > 0 else None
         self.imitation_weight = 1.0
         self.weight_version = 0
         self._optimizer_factory = optimizer

@@ -40,6 +40,9 @@ Share = Annotated[float, Gt(0), Le(1)]
 Fraction = Annotated[float, Ge(0), Le(1)]
 """A number in [0, 1]."""
 
+Confidence = Annotated[float, Gt(0), Lt(1)]
+"""A number in (0, 1)."""
+
 _WORDS: dict[type, tuple[str, str, Callable[[float, float], bool]]] = {
     Ge: ("ge", "at least", lambda value, bound: value >= bound),
     Gt: ("gt", "above", lambda value, bound: value > bound),

@@ -106,7 +106,7 @@ def test_a_foreign_module_is_told_what_is_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["imitation_warmup", "tool_reward_decay", "imitation_max", "tool_reward_max"])
 @pytest.mark.parametrize("value", [-1, math.nan])
 def test_arguments_out_of_range_are_named(name: str, value: float) -> None:
-    with pytest.raises(MisconfigurationException, match=f"CurriculumSchedule: {name} must be 0 or more"):
+    with pytest.raises(ValueError, match=rf"CurriculumSchedule\.{name} must be at least 0"):
         CurriculumSchedule(**{name: value})  # type: ignore[arg-type]
 
 

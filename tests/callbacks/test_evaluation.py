@@ -7,7 +7,6 @@ import warnings
 from pathlib import Path
 
 import pytest
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from spear_lightning.callbacks import EvaluationReport
 from tests.callbacks.tiny import Script, TinyData, TinyModule, make_episode, make_trainer, make_turn
@@ -76,5 +75,5 @@ def test_a_training_run_is_not_reported(tmp_path, capsys):
     trainer = make_trainer(tmp_path, [EvaluationReport()], limit_val_batches=1.0)
     trainer.fit(TinyModule(), datamodule=TinyData())
     assert not (tmp_path / "validation.json").exists()
-    with pytest.raises(MisconfigurationException, match="confidence"):
+    with pytest.raises(ValueError, match=r"EvaluationReport\.confidence must be above 0 and below 1"):
         EvaluationReport(confidence=1.0)

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 
@@ -118,5 +117,5 @@ def test_it_is_the_only_bar(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rate", [0, -1, float("nan")])
 def test_the_refresh_rate_must_be_positive(rate: Any) -> None:
-    with pytest.raises(MisconfigurationException, match="refresh_rate must be above 0"):
+    with pytest.raises(ValueError, match=r"RolloutProgress\.refresh_rate must be above 0"):
         RolloutProgress(refresh_rate=rate)

@@ -80,7 +80,7 @@ def test_a_test_adds_no_point(tmp_path: Path) -> None:
     trainer.test(TinyModule(), datamodule=TinyData(SCRIPT), verbose=False)
     trainer.predict(TinyModule(), datamodule=TinyData(SCRIPT))
     assert curve.evaluations == []
-    assert curve._parts == []
+    assert curve._results.records == []
 
 
 @pytest.mark.slow
@@ -147,7 +147,7 @@ def test_any_amount_of_points_can_be_drawn(points: int, training: list[tuple[int
 
 
 def test_arguments_out_of_range_are_named(tmp_path: Path) -> None:
-    with pytest.raises(MisconfigurationException, match=r"LearningCurve: confidence must be in \(0, 1\), not 95"):
+    with pytest.raises(ValueError, match=r"LearningCurve\.confidence must be above 0 and below 1, not 95"):
         LearningCurve(confidence=95)
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(MisconfigurationException, match=r"cannot make the directory .* set LearningCurve.directory"):

@@ -30,7 +30,7 @@ def test_the_operations_of_the_model_are_those_that_are_counted(lora: LoRA | Non
     policy = policy_of(lora)
     ids = torch.randint(len(policy.tokenizer), (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
     with FlopCounterMode(display=False) as counter:  # it knows no fused attention on CPUs
-        policy.evaluate(ids, torch.ones_like(ids)).logps.sum().backward()
+        policy(ids, torch.ones_like(ids)).logps.sum().backward()
     shape, predicted = shape_of(policy.model), ROWS * (LENGTH - 1)
     recomputed = 2 * shape.vocabulary * shape.hidden * predicted  # the chunked head, once more in the backward pass
     needed = model_flops(shape, linear_weights(policy.model), ROWS * LENGTH, 0, predicted)

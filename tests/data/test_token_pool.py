@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spear_lightning.algorithm import ReplayBuffer, ReplayEntry
-from spear_lightning.checkpoint.rank_state import load_replay, replay_to_state
+from spear_lightning.checkpoint.rank_state import RankFiles, load_replay, replay_to_state
 from spear_lightning.data.samples import Sample
 from spear_lightning.data.token_pool import StoredSample, TokenPool, store_samples
 
@@ -167,25 +167,6 @@ def test_entries_dealt_over_other_ranks_leave_the_rest_of_their_pool() -> None:
     assert_same(together, rows)
 
 
-def test_a_buffer_of_an_older_checkpoint_is_read() -> None:
-    _, rows = filled(weights=False)
-    names = ("ids", "mask", "logps", "advantages", "turns")
-    entries = [
-        {
-            "key": key,
-            "payload": {name: torch.from_numpy(getattr(row, name)) for name in names},
-            "reward": 1.0,
-            "advantage": 0.25,
-            "iteration": 0,
-            "uses": 1,
-        }
-        for key, row in rows.items()
-    ]
-    again = ReplayBuffer()
-    load_replay(again, [{"entries": entries}], 0, 1)
-    assert_same(rows_in(again), rows)
-
-
 def test_a_buffer_from_before_there_were_weights_is_read() -> None:
     buffer, rows = filled(weights=False)
     state = {**replay_to_state(buffer), "format": 2}
@@ -195,7 +176,19 @@ def test_a_buffer_from_before_there_were_weights_is_read() -> None:
     assert_same(rows_in(again), rows)
 
 
-def test_a_buffer_of_a_newer_checkpoint_is_refused() -> None:
-    state = {**replay_to_state(filled()[0]), "format": 4}
-    with pytest.raises(ValueError, match=r"format 4.*reads up to 3"):
+@pytest.mark.parametrize(("changes", "named"), [({"format": 4}, "format 4"), ({"format": None}, "format None")])
+def test_a_buffer_of_another_format_is_refused(changes: dict[str, Any], named: str) -> None:
+    state = {**replay_to_state(filled()[0]), **changes}
+    with pytest.raises(ValueError, match=rf"the replay buffer .*{named}.*reads 3 and 2.*spear export"):
         load_replay(ReplayBuffer(), [state], 0, 1)
+
+
+def test_a_buffer_of_an_older_checkpoint_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"format 1,.*reads 3 and 2"):
+        load_replay(ReplayBuffer(), [{"entries": []}], 0, 1)
+
+
+def test_a_rank_file_of_an_older_checkpoint_is_refused(tmp_path: Any) -> None:
+    torch.save({"entries": []}, tmp_path / "rank-00000.pt")
+    with pytest.raises(ValueError, match=r"rank 0 held \(replay\).*rank-00000.pt: it was written by another version"):
+        RankFiles(tmp_path, "replay")[0]

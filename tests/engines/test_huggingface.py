@@ -240,7 +240,7 @@ def test_log_probabilities_are_the_policys(tiny_policy, temperature):
     asked = [request(str(i), p, i, temperature=temperature, stop_ids=()) for i, p in enumerate(prompts)]
     for one, given in zip(asked, engine.generate(asked), strict=True):
         ids = torch.from_numpy(np.concatenate([one.prompt_ids, given.ids]))[None].long()
-        stats = policy.evaluate(ids, torch.ones_like(ids), temperature)
+        stats = policy(ids, torch.ones_like(ids), temperature)
         start = len(one.prompt_ids)
         np.testing.assert_allclose(given.logps, stats.logps[0, start:].detach().numpy(), atol=1e-5)
         np.testing.assert_allclose(given.entropies, stats.entropies[0, start:].detach().numpy(), atol=1e-5)
@@ -288,7 +288,7 @@ class TestWeights:
         asked = request("a", np.arange(3, 20))
         engine.generate([asked])
         ids = torch.arange(3, 20)[None]
-        policy.evaluate(ids, torch.ones_like(ids)).logps.mean().neg().backward()  # nothing of inference mode leaks
+        policy(ids, torch.ones_like(ids)).logps.mean().neg().backward()  # nothing of inference mode leaks
         optimizer.step()
         with pytest.raises(RuntimeError, match="sync"):
             engine.generate([asked])
@@ -365,7 +365,7 @@ def test_bfloat16(tiny_policy):
     asked = request("a", np.arange(3, 20), stop_ids=())
     given = engine.generate([asked])[0]
     ids = torch.from_numpy(np.concatenate([asked.prompt_ids, given.ids]))[None].long()
-    logps = policy.evaluate(ids, torch.ones_like(ids)).logps[0, -len(given.ids) :]
+    logps = policy(ids, torch.ones_like(ids)).logps[0, -len(given.ids) :]
     np.testing.assert_allclose(given.logps, logps.detach().numpy(), atol=0.2)
 
 

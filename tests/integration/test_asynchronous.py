@@ -108,9 +108,7 @@ class Watch(Callback, RolloutHooks):
             told = np.concatenate([part for t in turns for part in (np.zeros(len(t.prompt_ids)), t.logps)])
             mask = torch.from_numpy(told != 0)[None]
             with torch.no_grad():
-                found = policy.evaluate(
-                    torch.from_numpy(ids).long()[None], torch.ones(1, len(ids)), loss_mask=mask
-                ).logps
+                found = policy(torch.from_numpy(ids).long()[None], torch.ones(1, len(ids)), loss_mask=mask).logps
             np.testing.assert_allclose(found[0].numpy(), told, atol=1e-4)
             self.stored.add(told.astype(np.float32).tobytes())
 
@@ -121,7 +119,7 @@ class Watch(Callback, RolloutHooks):
                 if each.response_mask[row].any():
                     assert each.old_logps[row, :length].numpy().tobytes() in self.stored, "not what it was played with"
             with torch.no_grad():
-                now = pl_module.policy.evaluate(each.input_ids, each.attention_mask, loss_mask=each.response_mask).logps
+                now = pl_module.policy(each.input_ids, each.attention_mask, loss_mask=each.response_mask).logps
             ratios.append(float(((now - each.old_logps) * each.response_mask).abs().max()))
         if batch_idx == 0:
             self.first_ratios.append(max(ratios, default=float("nan")))

@@ -102,11 +102,11 @@ def test_a_large_model_needs_zero_and_is_told_so(plan, qwen):
     assert record["model"]["parameters"] == 7_615_616_512
     assert record["strategy"] == "DDPStrategy"
     assert record["deepspeed_model_states"] is None
-    assert any("zero3.yaml" in remedy["change"] for remedy in record["suggestions"])
-    assert all(remedy["needed"] <= record["capacity"] for remedy in record["suggestions"])
+    assert any("zero3.yaml" in suggestion["change"] for suggestion in record["suggestions"])
+    assert all(suggestion["needed"] <= record["capacity"] for suggestion in record["suggestions"])
     promised = next(r["needed"] for r in record["suggestions"] if "zero3.yaml" in r["change"])
     status, _, record = plan(*qwen, *zero(3), "--trainer.devices=8", "--memory=80GiB")
-    assert (status, record["needed"]) == (0, promised), "the remedy is the plan one gets by following it"
+    assert (status, record["needed"]) == (0, promised), "the suggestion is the plan one gets by following it"
     states = sum(parts(record)[name] for name in ("parameters", "gradients", "optimizer", "float32 gradients"))
     largest = 4 * record["model"]["largest"]  # DeepSpeed counts the gathered layer among the states
     assert states + largest == pytest.approx(record["deepspeed_model_states"], rel=0.1)

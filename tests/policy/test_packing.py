@@ -62,7 +62,7 @@ def test_values_and_gradients_equal_those_of_one_row_at_a_time(tiny_policy, kind
     ids, mask = batch(left)
     loss_mask = mask * (torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)) < 0.6)
     loss_mask[torch.arange(len(ROWS)), mask.argmax(1)] = 0  # nothing predicts a first token
-    stats = policy.evaluate(ids, mask, 0.7, loss_mask=loss_mask)
+    stats = policy(ids, mask, 0.7, loss_mask=loss_mask)
     plain = tuple(x * loss_mask for x in alone(policy, ids, mask, 0.7))
     torch.testing.assert_close(tuple(stats), plain, rtol=1e-5, atol=1e-5)
     mine, expected = gradients(policy, stats, loss_mask), gradients(policy, plain, loss_mask)
@@ -76,7 +76,7 @@ def test_no_padding_and_no_common_beginning_is_computed(tiny_policy, layout, com
     policy = tiny_policy(layout=layout)
     seen = []
     policy.causal_lm.model.layers[0].mlp.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
-    policy.evaluate(*batch())
+    policy(*batch())
     assert seen == [(1, computed, 32)]
 
 
@@ -121,7 +121,7 @@ def test_with_checkpointing_and_adapters(tiny_policy, layout):
             for name, parameter in policy.named_parameters():
                 if "lora_B" in name:
                     parameter.copy_(torch.linspace(-0.3, 0.3, parameter.numel()).view(parameter.shape))
-        found.append(gradients(policy, policy.evaluate(ids, mask), mask * (torch.arange(ids.shape[1]) > 0)))
+        found.append(gradients(policy, policy(ids, mask), mask * (torch.arange(ids.shape[1]) > 0)))
     assert all("lora" in name for name in found[0])
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
 
@@ -131,8 +131,8 @@ def test_a_head_that_is_not_plain(tiny_policy):
     policy = tiny_policy("llama", config=changes, layout="shared")
     assert not policy.chunked
     ids, mask = batch()
-    expected = tiny_policy("llama", config=changes).evaluate(ids, mask, 0.8)
-    torch.testing.assert_close(tuple(policy.evaluate(ids, mask, 0.8)), tuple(expected), rtol=1e-5, atol=1e-5)
+    expected = tiny_policy("llama", config=changes)(ids, mask, 0.8)
+    torch.testing.assert_close(tuple(policy(ids, mask, 0.8)), tuple(expected), rtol=1e-5, atol=1e-5)
 
 
 def test_adapters_make_no_gradient_of_what_is_frozen(tiny_policy):
@@ -151,7 +151,7 @@ def test_adapters_make_no_gradient_of_what_is_frozen(tiny_policy):
             return result
 
     ids, mask = batch()
-    stats = policy.evaluate(ids, mask)
+    stats = policy(ids, mask)
     with Watch():
         (stats.logps.sum() + stats.entropies.sum()).backward()
     assert made
@@ -196,10 +196,7 @@ def test_compiled_layers_give_the_same_gradients_and_leave_the_policy_as_it_was(
     assert list(compiled.state_dict()) == list(plain.state_dict())
     ids, mask = batch()
     loss_mask = mask * (torch.arange(ids.shape[1]) > 0)
-    found = [
-        gradients(policy, policy.evaluate(ids, mask, 0.7, loss_mask=loss_mask), loss_mask)
-        for policy in (plain, compiled)
-    ]
+    found = [gradients(policy, policy(ids, mask, 0.7, loss_mask=loss_mask), loss_mask) for policy in (plain, compiled)]
     torch.testing.assert_close(
         found[1], found[0], rtol=1e-5, atol=1e-5 * max(float(g.abs().max()) for g in found[0].values())
     )

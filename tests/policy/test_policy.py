@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from spear_lightning.policy.logprobs import ChunkedHead
-from spear_lightning.policy.policy import LoRA, Policy, reference_of
+from spear_lightning.policy.policy import LoRA, Policy, Reference
 
 
 def batch(lengths=(9, 4, 1, 6), vocabulary=30, seed=0):
@@ -38,7 +38,7 @@ def test_stats_are_aligned_with_the_tokens_and_equal_the_plain_computation(tiny_
     policy = tiny_policy(kind, chunk_bytes=20_000)
     assert policy.chunked
     ids, mask = batch()
-    stats = policy.evaluate(ids, mask, temperature)
+    stats = policy(ids, mask, temperature)
     with torch.no_grad():
         expected = plain_stats(policy, ids, mask, temperature)
     torch.testing.assert_close(tuple(stats), expected, rtol=1e-5, atol=1e-5)
@@ -53,7 +53,7 @@ def test_gradients_equal_the_plain_computation(tiny_policy):
     loss_mask = (torch.rand(ids.shape, generator=torch.Generator().manual_seed(1)) < 0.5) * mask
     gradients = []
     for stats in (
-        lambda: policy.evaluate(ids, mask, 0.7, loss_mask=loss_mask),
+        lambda: policy(ids, mask, 0.7, loss_mask=loss_mask),
         lambda: plain_stats(policy, ids, mask, 0.7),
     ):
         policy.zero_grad()
@@ -70,10 +70,10 @@ def test_what_is_not_wanted_is_zero_without_gradient_and_spared(tiny_policy):
     loss_mask[0, 3] = loss_mask[1, 1] = loss_mask[0, 0] = 1  # position 0 has no prediction, wanted or not
     rows = []
     policy.causal_lm.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
-    stats = policy.evaluate(ids, mask, loss_mask=loss_mask)
+    stats = policy(ids, mask, loss_mask=loss_mask)
     assert rows == [2]
     assert stats.logps.nonzero().tolist() == stats.entropies.nonzero().tolist() == [[0, 3], [1, 1]]
-    everywhere = policy.evaluate(ids, mask)
+    everywhere = policy(ids, mask)
     torch.testing.assert_close(stats.logps[0, 3], everywhere.logps[0, 3])
     stats.logps[loss_mask == 0].sum().backward()
     assert all(p.grad is None or not p.grad.any() for p in policy.parameters())
@@ -82,7 +82,7 @@ def test_what_is_not_wanted_is_zero_without_gradient_and_spared(tiny_policy):
 def test_a_batch_in_which_nothing_is_wanted_gives_zero_gradients(tiny_policy):
     policy = tiny_policy()
     ids, mask = batch()
-    stats = policy.evaluate(ids, mask, loss_mask=torch.zeros_like(mask))
+    stats = policy(ids, mask, loss_mask=torch.zeros_like(mask))
     (stats.logps.sum() + stats.entropies.sum()).backward()
     assert all(p.grad is not None and not p.grad.any() for p in policy.parameters())
 
@@ -92,8 +92,8 @@ def test_padding_on_the_left_changes_nothing(tiny_policy):
     ids, mask = batch((5, 5))
     padded_ids = torch.cat([torch.zeros(2, 3, dtype=ids.dtype), ids], 1)
     padded_mask = torch.cat([torch.zeros(2, 3, dtype=mask.dtype), mask], 1)
-    left = policy.evaluate(padded_ids, padded_mask, loss_mask=torch.cat([padded_mask[:, :4] * 0, mask[:, 1:]], 1))
-    torch.testing.assert_close(left.logps[:, 4:], policy.evaluate(ids, mask).logps[:, 1:], rtol=1e-5, atol=1e-5)
+    left = policy(padded_ids, padded_mask, loss_mask=torch.cat([padded_mask[:, :4] * 0, mask[:, 1:]], 1))
+    torch.testing.assert_close(left.logps[:, 4:], policy(ids, mask).logps[:, 1:], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -109,13 +109,13 @@ def test_heads_that_are_not_plain_use_the_models_own_logits(tiny_policy, changes
     policy = tiny_policy("llama", config=changes, attention="eager")
     assert not policy.chunked
     ids, mask = batch()
-    policy_stats = policy.evaluate(ids, mask, 0.8)
+    policy_stats = policy(ids, mask, 0.8)
     with torch.no_grad():
         expected = plain_stats(policy, ids, mask, 0.8)
     torch.testing.assert_close(tuple(policy_stats), expected, rtol=1e-5, atol=1e-5)
     (policy_stats.logps.sum() - policy_stats.entropies.sum()).backward()
     assert all(p.grad is not None for p in policy.parameters())
-    nothing = policy.evaluate(ids, mask, loss_mask=torch.zeros_like(mask))
+    nothing = policy(ids, mask, loss_mask=torch.zeros_like(mask))
     assert not nothing.logps.any()
 
 
@@ -123,7 +123,7 @@ def test_dropout_is_taken_out_so_that_the_ratio_is_one(tiny_policy):
     policy = tiny_policy("qwen2", config={"attention_dropout": 0.5})
     assert policy.training
     ids, mask = batch()
-    assert torch.equal(policy.evaluate(ids, mask).logps, policy.evaluate(ids, mask).logps)
+    assert torch.equal(policy(ids, mask).logps, policy(ids, mask).logps)
 
 
 def test_gradient_checkpointing_is_at_work_and_changes_no_gradient(tiny_policy, tiny_model_folder):
@@ -134,7 +134,7 @@ def test_gradient_checkpointing_is_at_work_and_changes_no_gradient(tiny_policy, 
         layer = policy.causal_lm.base_model.layers[0]
         layer.mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         ids, mask = batch()
-        policy.evaluate(ids, mask).logps.sum().backward()
+        policy(ids, mask).logps.sum().backward()
         assert len(calls) == (2 if on else 1)
         gradients.append([p.grad for p in policy.parameters()])
     torch.testing.assert_close(gradients[0], gradients[1])
@@ -157,7 +157,7 @@ def test_saved_and_loaded_again(tiny_policy, tmp_path: Path, kind):
     policy.save_pretrained(tmp_path)
     ids, mask = batch()
     again = Policy(model=str(tmp_path))
-    assert torch.equal(again.evaluate(ids, mask).logps, policy.evaluate(ids, mask).logps)
+    assert torch.equal(again(ids, mask).logps, policy(ids, mask).logps)
     assert again.fingerprint() == policy.fingerprint()
     stock = AutoModelForCausalLM.from_pretrained(tmp_path)
     torch.testing.assert_close(stock(input_ids=ids).logits, policy.model(input_ids=ids).logits)
@@ -176,7 +176,7 @@ def test_state_dict_is_the_stock_models(tiny_policy, tiny_model_folder):
 def test_bfloat16(tiny_policy):
     policy = tiny_policy(dtype="bfloat16")
     ids, mask = batch()
-    stats = policy.evaluate(ids, mask)
+    stats = policy(ids, mask)
     assert stats.logps.dtype == torch.float32
     stats.logps.sum().backward()
     assert {p.grad.dtype for p in policy.parameters()} == {torch.bfloat16}
@@ -209,8 +209,8 @@ class TestLoRA:
         policy = tiny_policy("llama", lora=LoRA(rank=2, alpha=4))
         assert policy.chunked
         ids, mask = batch()
-        base = policy.evaluate(ids, mask).logps.detach()
-        policy.evaluate(ids, mask).logps.sum().backward()
+        base = policy(ids, mask).logps.detach()
+        policy(ids, mask).logps.sum().backward()
         trained = {name for name, p in policy.named_parameters() if p.grad is not None}
         assert trained
         assert all("lora_" in name for name in trained)
@@ -218,12 +218,12 @@ class TestLoRA:
         for parameter in policy.parameters():
             if parameter.requires_grad:
                 nn.init.normal_(parameter, std=0.3)
-        adapted = policy.evaluate(ids, mask).logps
+        adapted = policy(ids, mask).logps
         assert (adapted - base).abs().max() > 0.01
         policy.save_pretrained(tmp_path / "merged", merge_lora=True)
         merged = Policy(model=str(tmp_path / "merged"))
-        torch.testing.assert_close(merged.evaluate(ids, mask).logps, adapted, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(policy.evaluate(ids, mask).logps, adapted)
+        torch.testing.assert_close(merged(ids, mask).logps, adapted, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(policy(ids, mask).logps, adapted)
         policy.save_pretrained(tmp_path / "adapters")
         with pytest.raises(ValueError, match=r"policy\.model.*adapters"):
             Policy(model=str(tmp_path / "adapters"))
@@ -231,7 +231,7 @@ class TestLoRA:
     def test_with_gradient_checkpointing(self, tiny_policy):
         policy = tiny_policy("qwen2", lora=LoRA(rank=2), gradient_checkpointing=True)
         ids, mask = batch()
-        policy.evaluate(ids, mask).logps.sum().backward()
+        policy(ids, mask).logps.sum().backward()
         assert any(p.grad is not None and p.grad.any() for p in policy.parameters())
 
     def test_an_adapted_head_is_not_plain(self, tiny_policy):
@@ -240,11 +240,11 @@ class TestLoRA:
         ids, mask = batch()
         with torch.no_grad():
             torch.testing.assert_close(
-                tuple(policy.evaluate(ids, mask)), plain_stats(policy, ids, mask, 1.0), rtol=1e-5, atol=1e-5
+                tuple(policy(ids, mask)), plain_stats(policy, ids, mask, 1.0), rtol=1e-5, atol=1e-5
             )
 
     def test_bad_settings(self, tiny_policy):
-        with pytest.raises(ValueError, match=r"lora\.rank"):
+        with pytest.raises(ValueError, match=r"LoRA\.rank"):
             LoRA(rank=0)
         with pytest.raises(ValueError, match=r"lora\.target_modules"):
             tiny_policy(lora=LoRA(target_modules=["no_such_layer"]))
@@ -254,8 +254,8 @@ class TestLoRA:
 def test_the_reference_stays_what_the_policy_was(tiny_policy, lora):
     policy = tiny_policy("llama", lora=lora)
     ids, mask = batch()
-    before = policy.evaluate(ids, mask).logps.detach()
-    owner = nn.ModuleDict({"policy": policy, "reference": reference_of(policy)})
+    before = policy(ids, mask).logps.detach()
+    owner = nn.ModuleDict({"policy": policy, "reference": Reference(policy)})
     assert not [name for name in owner.state_dict() if name.startswith("reference")]
     with torch.no_grad():
         for parameter in policy.parameters():
@@ -265,7 +265,7 @@ def test_the_reference_stays_what_the_policy_was(tiny_policy, lora):
     after = owner["reference"](ids, mask)
     assert not after.logps.requires_grad
     torch.testing.assert_close(after.logps, before)
-    moved = policy.evaluate(ids, mask).logps
+    moved = policy(ids, mask).logps
     assert (moved - before).abs().max() > 1e-3, "the policy itself has changed, adapters at work again"
     assert moved.requires_grad
     owner.to(torch.float64)
@@ -339,4 +339,4 @@ class TestBadInput:
         with pytest.raises(ValueError, match="no_such_attention"):
             tiny_policy(attention="no_such_attention")
         with pytest.raises(ValueError, match="temperature"):
-            tiny_policy().evaluate(*batch(), temperature=0.0)
+            tiny_policy()(*batch(), temperature=0.0)

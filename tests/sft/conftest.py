@@ -9,7 +9,7 @@ pytest.importorskip("alfworld")
 from spear_lightning.environments.alfworld.generator import SceneSize
 from spear_lightning.environments.alfworld.suite import ALFWorld
 from spear_lightning.environments.expert import Wandering
-from spear_lightning.sft.demonstrations import Transcript, play_demonstrations
+from spear_lightning.sft.demonstrations import ExpertDemonstrations, Transcript
 
 STRAYING = Wandering(detour=0.1, waste=0.1, blunder=0.1, fumble=0.1)
 
@@ -18,7 +18,7 @@ STRAYING = Wandering(detour=0.1, waste=0.1, blunder=0.1, fumble=0.1)
 def suite(tmp_path_factory: pytest.TempPathFactory) -> ALFWorld:
     """Twelve small training games, two of each type, and six held-out ones."""
     games = ALFWorld(
-        cache_dir=str(tmp_path_factory.mktemp("warmstart-games")),
+        cache_dir=str(tmp_path_factory.mktemp("sft-games")),
         train=12,
         validation=6,
         test=1,
@@ -31,4 +31,4 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> ALFWorld:
 @pytest.fixture(scope="session")
 def transcripts(suite: ALFWorld) -> list[Transcript]:
     """Each training game played once, with all ways of straying."""
-    return play_demonstrations(suite, suite.tasks("train"), seed=5, wandering=STRAYING, workers=0)
+    return ExpertDemonstrations(noise=STRAYING, repetitions=1).play(suite, suite.tasks("train"), workers=0, seed=5)

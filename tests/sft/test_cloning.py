@@ -5,11 +5,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from spear_lightning.data.samples import Sample
 from spear_lightning.policy.loading import fresh_model
-from spear_lightning.sft.data import LengthBatches, collate
-from spear_lightning.sft.demonstrations import TokenRow
 from spear_lightning.sft.initialization import compose_name_embeddings
-from spear_lightning.sft.module import Optimization, WarmstartModule
+from spear_lightning.sft.module import CloningModule, LengthBatches, Optimization, collate, sample_of
 from spear_lightning.sft.tokenizer import build_tokenizer
 
 TINY = {
@@ -28,17 +27,17 @@ def model() -> PreTrainedModel:
     return fresh_model(TINY, build_tokenizer(TEXTS), "model", dtype=torch.float32, attention="sdpa", seed=0)
 
 
-def rows(count: int = 20) -> list[TokenRow]:
+def samples(count: int = 20) -> list[Sample]:
     random = np.random.default_rng(0)
     return [
-        TokenRow(random.integers(3, 200, length).astype(np.int32), random.random(length) < 0.4)
+        sample_of(zip(random.integers(3, 200, (length, 1)), random.random(length) < 0.4, strict=True))
         for length in random.integers(4, 30, count)
     ]
 
 
 def test_padding_changes_nothing() -> None:
-    module = WarmstartModule(model())
-    some = rows(4)
+    module = CloningModule(model())
+    some = samples(4)
     together = module._loss(collate(some))
     alone = [module._loss(collate([row])) for row in some]
     count = sum(loss.tokens for loss in alone)
@@ -46,30 +45,30 @@ def test_padding_changes_nothing() -> None:
 
 
 def test_the_loss_is_that_of_the_action_tokens_only() -> None:
-    module = WarmstartModule(model())
-    batch = collate(rows(3))
-    logits = module.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.log_softmax(-1)
+    module = CloningModule(model())
+    batch = collate(samples(3))
+    logits = module.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.log_softmax(-1)
     expected = [
-        -logits[row, token - 1, batch["input_ids"][row, token]]
+        -logits[row, token - 1, batch.input_ids[row, token]]
         for row in range(3)
-        for token in range(1, batch["input_ids"].shape[1])
-        if batch["mask"][row, token]
+        for token in range(1, batch.input_ids.shape[1])
+        if batch.response_mask[row, token]
     ]
     torch.testing.assert_close(module._loss(batch).actions, torch.stack(expected).mean())
 
 
 def test_the_weight_of_observations_counts() -> None:
-    batch = collate(rows(3))
+    batch = collate(samples(3))
     values = []
     for weight in (0.0, 0.5):
-        module = WarmstartModule(model(), Optimization(observation_weight=weight))
+        module = CloningModule(model(), Optimization(observation_weight=weight))
         module.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
         values.append(module.training_step(batch, 0))
     torch.testing.assert_close(values[1] - values[0], 0.5 * module._loss(batch).observations)
 
 
-def test_batches_hold_every_row_once_and_change_by_epoch() -> None:
-    lengths = [len(row) for row in rows(37)]
+def test_batches_hold_every_sample_once_and_change_by_epoch() -> None:
+    lengths = [len(sample) for sample in samples(37)]
     batches = LengthBatches(lengths, 4, seed=3)
     first, second = list(batches), list(batches)
     assert sorted(i for batch in first for i in batch) == list(range(37))
@@ -94,5 +93,5 @@ def test_names_begin_alike_where_nouns_are_alike() -> None:
 
 @pytest.mark.parametrize("key", ["learning_rate", "batch_size", "epochs", "max_grad_norm"])
 def test_settings_out_of_range_are_named(key: str) -> None:
-    with pytest.raises(ValueError, match=f"optimization.{key}"):
+    with pytest.raises(ValueError, match=rf"Optimization\.{key} must be"):
         Optimization(**{key: 0})

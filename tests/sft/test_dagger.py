@@ -5,12 +5,13 @@ import random
 import pytest
 import torch
 
+from spear_lightning.data.samples import Sample
 from spear_lightning.environments.alfworld.expert import SearchExpert
 from spear_lightning.environments.alfworld.suite import ALFWorld
 from spear_lightning.environments.expert import Wandering
 from spear_lightning.policy.loading import fresh_model
-from spear_lightning.sft.dagger import Coaching, play_coached
-from spear_lightning.sft.demonstrations import TokenRow, Transcript, encode_transcript
+from spear_lightning.sft.dagger import Dagger, play_dagger
+from spear_lightning.sft.demonstrations import ExpertDemonstrations, Transcript
 from spear_lightning.sft.tokenizer import PreTrainedTokenizerFast, build_tokenizer
 
 TINY = {
@@ -50,37 +51,39 @@ def tokenizer(transcripts: list[Transcript]) -> PreTrainedTokenizerFast:
     return build_tokenizer(text for transcript in transcripts for text in transcript.texts())
 
 
-def coached(suite: ALFWorld, tokenizer: PreTrainedTokenizerFast, share: float) -> list[TokenRow]:
+STRAIGHT = ExpertDemonstrations(noise=Wandering())
+
+
+def played(suite: ALFWorld, tokenizer: PreTrainedTokenizerFast, share: float) -> list[Sample]:
     network = fresh_model(TINY, tokenizer, "model", dtype=torch.float32, attention="sdpa", seed=0)
-    return play_coached(
-        *(network, tokenizer, suite, suite.tasks("train")[:4], Coaching(share=share, max_turns=12)),
+    return play_dagger(
+        *(network, tokenizer, suite, suite.tasks("train")[:4], Dagger(share=share, max_turns=12), STRAIGHT),
         seed=3,
         max_response_tokens=5,
-        wandering=Wandering(),
         workers=1,
     )
 
 
-def segments(row: TokenRow, tokenizer: PreTrainedTokenizerFast) -> list[str]:
+def segments(sample: Sample, tokenizer: PreTrainedTokenizerFast) -> list[str]:
     """Texts of the learned runs of tokens."""
     runs: list[list[int]] = []
-    for position in range(len(row)):
-        if row.mask[position]:
-            if position == 0 or not row.mask[position - 1]:
+    for position in range(len(sample)):
+        if sample.mask[position]:
+            if position == 0 or not sample.mask[position - 1]:
                 runs.append([])
-            runs[-1].append(int(row.ids[position]))
+            runs[-1].append(int(sample.ids[position]))
     return [tokenizer.decode(run) for run in runs]
 
 
 @pytest.mark.slow
 def test_only_the_moves_of_the_expert_are_learned(suite: ALFWorld, tokenizer: PreTrainedTokenizerFast) -> None:
-    rows = coached(suite, tokenizer, share=0.5)
-    assert len(rows) == 4
-    for row in rows:
-        texts = segments(row, tokenizer)
+    samples = played(suite, tokenizer, share=0.5)
+    assert len(samples) == 4
+    for sample in samples:
+        texts = segments(sample, tokenizer)
         assert all(text.startswith("<action> ") and text.endswith(" </action>") for text in texts)
         # An untrained policy writes no action, so only the expert's turns close one.
-        assert len(texts) == tokenizer.decode(row.ids).count("</action>")
+        assert len(texts) == tokenizer.decode(sample.ids).count("</action>")
         assert len(texts) < 12
 
 
@@ -95,15 +98,15 @@ def test_an_expert_that_makes_every_move_is_a_demonstration(
     agent = TranscriptAgent()
     agent.bind(tokenizer)
     environment = suite.make()
-    for task, row in zip(suite.tasks("train")[:4], coached(suite, tokenizer, share=1.0), strict=True):
+    for task, sample in zip(suite.tasks("train")[:4], played(suite, tokenizer, share=1.0), strict=True):
         expert = SearchExpert(stream_seed("coach", 3, task.id))
-        demonstration = encode_transcript(play_transcript(environment, task, expert, 12), agent, learn_straying=False)
-        assert row.ids.tolist() == demonstration.ids.tolist()
-        assert row.mask.tolist() == demonstration.mask.tolist()
+        demonstration = STRAIGHT.encode(play_transcript(environment, task, expert, 12), agent)
+        assert sample.ids.tolist() == demonstration.ids.tolist()
+        assert sample.mask.tolist() == demonstration.mask.tolist()
     environment.close()
 
 
 @pytest.mark.parametrize("change", [{"share": 0.0}, {"rounds": -1}, {"epochs": 0}, {"max_turns": 5000}])
 def test_settings_out_of_range_are_named(change: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=f"coaching.{next(iter(change))}"):
-        Coaching(**change)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=rf"Dagger\.{next(iter(change))} must be"):
+        Dagger(**change)  # type: ignore[arg-type]

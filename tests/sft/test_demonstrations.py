@@ -11,9 +11,14 @@ from spear_lightning.environments.alfworld.expert import SearchExpert
 from spear_lightning.environments.alfworld.generator import SceneSize
 from spear_lightning.environments.alfworld.suite import ALFWorld
 from spear_lightning.environments.base import Observation
-from spear_lightning.sft.demonstrations import Transcript, encode_transcript, play_demonstrations
+from spear_lightning.environments.expert import Wandering
+from spear_lightning.sft.demonstrations import ExpertDemonstrations, Transcript
 from spear_lightning.sft.tokenizer import build_tokenizer
 from tests.sft.conftest import STRAYING
+
+STRAIGHT = ExpertDemonstrations(noise=Wandering(), repetitions=1)
+ONCE = ExpertDemonstrations(noise=STRAYING, repetitions=1)
+LEARN_NOISE = ExpertDemonstrations(learn_noise=True)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +29,7 @@ def agent(transcripts: list[Transcript]) -> TranscriptAgent:
 
 
 def test_the_expert_wins_the_real_game(suite: ALFWorld) -> None:
-    played = play_demonstrations(suite, suite.tasks("train"), seed=0, max_steps=50, workers=0)
+    played = STRAIGHT.play(suite, suite.tasks("train"), workers=0, seed=0)
     assert all(transcript.success for transcript in played)
     assert sum(transcript.refused for transcript in played) == 0
 
@@ -41,8 +46,8 @@ def test_the_expert_wins_although_it_strays(transcripts: list[Transcript]) -> No
 def test_the_expert_reads_nothing_but_text(suite: ALFWorld) -> None:
     """Replaying the texts alone to a fresh expert gives the same actions."""
     task = suite.tasks("train")[0]
-    played = play_demonstrations(suite, [task], seed=2, wandering=STRAYING, workers=0)[0]
-    again = play_demonstrations(suite, [task], seed=2, wandering=STRAYING, workers=1)[0]
+    played = ONCE.play(suite, [task], workers=0, seed=2)[0]
+    again = ONCE.play(suite, [task], workers=1, seed=2)[0]
     assert again == played
     from spear_lightning.utils.randomness import stream_seed
 
@@ -51,7 +56,7 @@ def test_the_expert_reads_nothing_but_text(suite: ALFWorld) -> None:
     assert [expert.act(step.observation) for step in played.steps] == [step.action for step in played.steps]
 
 
-def test_rows_equal_what_the_agent_would_have_played(transcripts: list[Transcript], agent: TranscriptAgent) -> None:
+def test_samples_equal_what_the_agent_would_have_played(transcripts: list[Transcript], agent: TranscriptAgent) -> None:
     for transcript in transcripts:
         opened = Observation(transcript.steps[0].observation, task=transcript.instruction)
         player = agent.start(transcript.task, opened)
@@ -60,14 +65,14 @@ def test_rows_equal_what_the_agent_would_have_played(transcripts: list[Transcrip
                 player.observe(Observation(step.observation))
             player.prompt()
             assert player.respond(agent.response_ids(step.action)).action == step.action
-        row = encode_transcript(transcript, agent, learn_straying=True)
-        assert row.ids.tolist() == player.prompt().ids.tolist()
+        sample = LEARN_NOISE.encode(transcript, agent)
+        assert sample.ids.tolist() == player.prompt().ids.tolist()
 
 
 def test_only_actions_are_learned(transcripts: list[Transcript], agent: TranscriptAgent) -> None:
     transcript = next(t for t in transcripts if {s.motive for s in t.steps} == {"purpose", "stray", "fumble"})
-    purpose = encode_transcript(transcript, agent, learn_straying=False)
-    strayed = encode_transcript(transcript, agent, learn_straying=True)
+    purpose = ONCE.encode(transcript, agent)
+    strayed = LEARN_NOISE.encode(transcript, agent)
     np.testing.assert_array_equal(purpose.ids, strayed.ids)
 
     def learned(row_mask: np.ndarray) -> list[str]:
@@ -88,8 +93,9 @@ def test_engine_texts_survive_the_tokenizer(transcripts: list[Transcript], agent
 
 def test_repetitions_differ_and_workers_do_not_matter(suite: ALFWorld) -> None:
     tasks = suite.tasks("train")[:3]
-    alone = play_demonstrations(suite, tasks, seed=1, wandering=STRAYING, repetitions=2, workers=0)
-    shared = play_demonstrations(suite, tasks, seed=1, wandering=STRAYING, repetitions=2, workers=2)
+    twice = ExpertDemonstrations(noise=STRAYING, repetitions=2)
+    alone = twice.play(suite, tasks, workers=0, seed=1)
+    shared = twice.play(suite, tasks, workers=2, seed=1)
     assert alone == shared
     assert [t.task for t in alone] == [task for task in tasks for _ in range(2)]
     assert alone[0] != replace(alone[1])
@@ -100,5 +106,5 @@ def test_the_expert_wins_nine_of_ten_games_of_every_size(tmp_path: Path) -> None
     for scene in (SceneSize((5, 9), (2, 5)), SceneSize((10, 16), (4, 10))):
         games = ALFWorld(cache_dir=str(tmp_path), train=24, validation=1, test=1, train_seed=90, scene=scene)
         games.prepare()
-        played = play_demonstrations(games, games.tasks("train"), seed=0, max_steps=50, workers=0)
+        played = STRAIGHT.play(games, games.tasks("train"), workers=0, seed=0)
         assert sum(transcript.success for transcript in played) >= 0.9 * len(played)

@@ -13,9 +13,11 @@ from spear_lightning.environments.base import Observation, Task
 from spear_lightning.environments.math import GeneratedProblems, MathProblems
 from spear_lightning.environments.tools import CODE_INTERPRETER, parse_calls, write_results
 from spear_lightning.sft.chat_tokenizer import build_chat_tokenizer
+from spear_lightning.sft.dagger import Dagger
 from spear_lightning.sft.evaluation import HeldOut
-from spear_lightning.sft.math import demonstrate, encode, warmstart_math
+from spear_lightning.sft.math import Solution, WrittenSolutions
 from spear_lightning.sft.module import Optimization
+from spear_lightning.sft.run import sft
 
 ROOT = Path(__file__).resolve().parents[2]
 SANDBOX = "tests.sandbox.sandboxes.MontySandbox"
@@ -33,6 +35,10 @@ TINY = {
 def sums(kind: str = "chain_sum") -> MathProblems:
     train, validation, test = (GeneratedProblems([kind], 60, seed) for seed in (0, 1000, 2000))
     return MathProblems(train, validation, test, instruction="", sandbox=SANDBOX, max_turns=2)
+
+
+def demonstrate(suite: MathProblems, direct: float, seed: int) -> list[Solution]:
+    return WrittenSolutions(ChatToolAgent(), direct).collect(suite, workers=1, seed=seed)
 
 
 def test_demonstrations_solve_their_problems() -> None:
@@ -58,7 +64,7 @@ def test_demonstrations_are_written_as_the_policy_plays() -> None:
     [item] = demonstrate(MathProblems(GeneratedProblems(["chain_sum"], 1)), direct=0.0, seed=1)
     agent = ChatToolAgent(system="")
     agent.bind(build_chat_tokenizer([item.question, *item.replies], 400))
-    row = encode(item, agent)
+    sample = WrittenSolutions(agent).encode(item, agent)
     player = agent.start(Task("train-0"), Observation(item.question))
     wrote = agent.encode(item.replies[0] + agent.format.end)
     response = player.respond(wrote)
@@ -67,10 +73,10 @@ def test_demonstrations_are_written_as_the_policy_plays() -> None:
     first = player.prompt().ids
     player.observe(Observation(write_results([("code_interpreter", item.result)])))
     prompt = player.prompt().ids
-    assert row.ids[: len(prompt)].tolist() == prompt.tolist()
-    assert agent.decode(row.ids[len(prompt) :]) == item.replies[1] + "<|end|>"
-    assert agent.decode(row.ids[row.mask]) == "<|end|>".join(item.replies) + "<|end|>"
-    assert not row.mask[: len(first)].any()
+    assert sample.ids[: len(prompt)].tolist() == prompt.tolist()
+    assert agent.decode(sample.ids[len(prompt) :]) == item.replies[1] + "<|end|>"
+    assert agent.decode(sample.ids[sample.mask]) == "<|end|>".join(item.replies) + "<|end|>"
+    assert not sample.mask[: len(first)].any()
 
 
 def test_tokenizer_spells_any_text_and_keeps_digits_apart() -> None:
@@ -88,10 +94,14 @@ def test_tokenizer_spells_any_text_and_keeps_digits_apart() -> None:
 def test_writes_a_policy_that_can_be_played_on(tmp_path: Path) -> None:
     agent = ChatToolAgent(system="")
     settings = HeldOut(tasks=4, temperatures=(1.0,), max_turns=2, max_response_tokens=16)
-    scores = warmstart_math(
-        sums(), agent, str(tmp_path / "policy"), TINY, optimization=Optimization(epochs=1), held_out=settings
+    result = sft(
+        *(sums(), str(tmp_path / "policy"), WrittenSolutions(agent), TINY, Optimization(epochs=1)),
+        held_out=settings,
+        workers=1,
+        threads=1,
     )
-    assert [score.episodes for score in scores] == [4]
+    assert [score.success.episodes for score in result.scores] == [4]
+    assert "60 written solutions" in (tmp_path / "policy" / "README.md").read_text()
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
     assert model.config.vocab_size == len(agent.tokenizer)
     options = {
@@ -111,8 +121,10 @@ def test_writes_a_policy_that_can_be_played_on(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "run" / "finished").read_text() == "1 iterations\n"
-    with pytest.raises(ValueError, match=r"direct must be in \[0, 1\]"):
-        warmstart_math(sums(), agent, str(tmp_path / "other"), TINY, direct=2.0)
+    with pytest.raises(ValueError, match=r"WrittenSolutions\.direct must be at least 0 and at most 1"):
+        WrittenSolutions(agent, direct=2.0)
+    with pytest.raises(ValueError, match=r"dagger\.rounds: only an expert"):
+        sft(sums(), str(tmp_path / "other"), WrittenSolutions(agent), TINY, dagger=Dagger(rounds=1))
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"output: .* is not a folder"):
-        warmstart_math(sums(), agent, str(tmp_path / "file"), TINY)
+        sft(sums(), str(tmp_path / "file"), WrittenSolutions(agent), TINY)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from spear_lightning.environments.alfworld.suite import ALFWorld
 from spear_lightning.environments.expert import Wandering
-from spear_lightning.sft.evaluation import HeldOut, Score
+from spear_lightning.sft.demonstrations import ExpertDemonstrations
+from spear_lightning.sft.evaluation import HeldOut
 from spear_lightning.sft.module import Optimization
-from spear_lightning.sft.run import Demonstrations, WarmstartResult, warmstart
+from spear_lightning.sft.run import SFTResult, sft
 
 TINY = {
     "model_type": "llama",
@@ -24,16 +26,16 @@ TINY = {
 }
 
 
-def miniature(suite: ALFWorld, folder: Path, **changes: Any) -> WarmstartResult:
+def miniature(suite: ALFWorld, folder: Path, **changes: Any) -> SFTResult:
     settings: dict[str, Any] = {
-        "demonstrations": Demonstrations(wandering=Wandering(shuffle=False)),
+        "demonstrations": ExpertDemonstrations(noise=Wandering(shuffle=False)),
         "model": TINY,
         "optimization": Optimization(epochs=1),
         "held_out": HeldOut(tasks=4, temperatures=(), max_turns=3),
         "workers": 1,
         "threads": 1,
     }
-    return warmstart(suite, str(folder), **{**settings, **changes})
+    return sft(suite, str(folder), **{**settings, **changes})
 
 
 @pytest.mark.slow
@@ -44,10 +46,12 @@ def test_writes_a_folder_that_hugging_face_loads(suite: ALFWorld, tmp_path: Path
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert model.config.model_type == "llama"
     assert model.config.vocab_size == len(tokenizer)
-    assert [score.episodes for score in result.scores] == [4]
+    assert [score.success.episodes for score in result.scores] == [4]
     card = (folder / "README.md").read_text()
     assert "seed 0" in card
-    assert f"{result.demonstrations} won games" in card
+    assert " won games of SearchExpert" in result.demonstrations
+    assert result.demonstrations in card
+    assert json.loads((folder / "scores.json").read_text())[0]["success"]["episodes"] == 4
     assert str(tmp_path) not in card
 
 
@@ -71,11 +75,5 @@ def test_bad_settings_are_named_and_nothing_is_written(suite: ALFWorld, tmp_path
     with pytest.raises(ValueError, match=r"model\.hidden_dim"):
         miniature(suite, tmp_path / "policy", model={**TINY, "hidden_dim": 3})
     with pytest.raises(ValueError, match=r"demonstrations\.max_steps"):
-        miniature(suite, tmp_path / "policy", demonstrations=Demonstrations(max_steps=1))
+        miniature(suite, tmp_path / "policy", demonstrations=ExpertDemonstrations(max_steps=1))
     assert not (tmp_path / "policy").exists()
-
-
-def test_interval_of_a_score() -> None:
-    low, high = Score(1.0, 96, 0.3, {}, 0.0, 0.0, 10.0).interval
-    assert low == pytest.approx(0.2174, abs=1e-3)
-    assert high == pytest.approx(0.3980, abs=1e-3)

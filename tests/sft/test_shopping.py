@@ -10,7 +10,7 @@ from spear_lightning.environments.expert import Wandering
 from spear_lightning.environments.webshop import WebShop
 from spear_lightning.environments.webshop.expert import ShoppingExpert
 from spear_lightning.environments.webshop.session import parse_action
-from spear_lightning.sft.demonstrations import Transcript, encode_transcript, play_demonstrations
+from spear_lightning.sft.demonstrations import ExpertDemonstrations, Transcript
 from spear_lightning.sft.tokenizer import build_tokenizer
 
 
@@ -18,10 +18,8 @@ from spear_lightning.sft.tokenizer import build_tokenizer
 def transcripts(tmp_path_factory: pytest.TempPathFactory) -> list[Transcript]:
     cache = str(tmp_path_factory.mktemp("cache"))
     suite = WebShop(products=68, goals="synthetic", test=1, validation=1, train=40, cache_dir=cache)
-    ways = Wandering(fumble=0.1)
-    return play_demonstrations(
-        suite, suite.tasks("train"), seed=0, wandering=ways, max_steps=15, workers=0, expert=ShoppingExpert
-    )
+    settings = ExpertDemonstrations(ShoppingExpert, repetitions=1, max_steps=15, noise=Wandering(fumble=0.1))
+    return settings.play(suite, suite.tasks("train"), workers=0, seed=0)
 
 
 def test_the_named_expert_plays(transcripts: list[Transcript]) -> None:
@@ -38,11 +36,13 @@ def test_what_is_learned_are_its_actions_in_whole_words(transcripts: list[Transc
     agent = TranscriptAgent()
     agent.bind(build_tokenizer(texts, phrases=ShoppingExpert.phrases, min_count=1))
     for transcript in transcripts[:10]:
-        row = encode_transcript(transcript, agent, learn_straying=True)
+        sample = ExpertDemonstrations(learn_noise=True).encode(transcript, agent)
         purposes = [step.action for step in transcript.steps if step.motive != "fumble"]
-        tokens = agent.tokenizer.convert_ids_to_tokens(row.ids[row.mask].tolist())
+        tokens = agent.tokenizer.convert_ids_to_tokens(sample.ids[sample.mask].tolist())
         assert tokens.count("<action>") == len(purposes)
-        learned = [part.partition("</action>")[0] for part in agent.decode(row.ids[row.mask]).split("<action>")[1:]]
+        learned = [
+            part.partition("</action>")[0] for part in agent.decode(sample.ids[sample.mask]).split("<action>")[1:]
+        ]
         assert [parse_action(action) for action in learned] == [parse_action(action) for action in purposes]
         asins = [parse_action(action)[1] for action in purposes]  # type: ignore[index]
         assert all(f" {asin}" in tokens for asin in asins if len(asin) == 10 and asin.isalpha())

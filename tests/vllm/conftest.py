@@ -130,7 +130,7 @@ def assert_by(policy: Any, asked: list[Request], found: list[Completion]) -> Non
         ids = torch.tensor([[*request.prompt_ids.tolist(), *completion.ids.tolist()]])
         temperature = request.sampling.temperature or 1.0
         with torch.no_grad():
-            own = policy.evaluate(ids, torch.ones_like(ids), temperature).logps[0, len(request.prompt_ids) :]
+            own = policy(ids, torch.ones_like(ids), temperature).logps[0, len(request.prompt_ids) :]
         np.testing.assert_allclose(completion.logps, own.numpy(), atol=1e-4)
         assert len(completion.ids) > 0
         assert (completion.finish == "stop") == (completion.ids[-1] in request.sampling.stop_ids)

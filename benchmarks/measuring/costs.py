@@ -1,6 +1,6 @@
 """What training computes, sends and writes: floating-point operations and bytes.
 
-Measured against counters by ``benchmarks/memory.py``; the notation is that of :mod:`spear_lightning.planning.memory`.
+Measured against counters by ``memory.py``; the notation is that of :mod:`spear_lightning.planning.memory`.
 """
 
 from __future__ import annotations
@@ -30,13 +30,6 @@ def update_flops(model: ModelShape, matrices: int, tokens: int, length: int, che
     layers = (3 if checkpointing else 2) * (2 * matrices + attention) + 2 * trained + attention
     head = (4 if model.head_trained else 3) * 2 * model.vocabulary * model.hidden
     return float(tokens) * (layers + head)
-
-
-def generation_flops(model: ModelShape, matrices: int, tokens: int, length: int) -> float:
-    """Operations to feed or decode ``tokens`` at a mean context of ``length``; see :func:`update_flops`."""
-    return float(tokens) * (
-        2 * matrices + 2 * model.vocabulary * model.hidden + 4 * model.layers * model.queries * length
-    )
 
 
 def update_messages(model: ModelShape, numbers: Numbers, layout: Layout, micro_batches: int) -> int:
