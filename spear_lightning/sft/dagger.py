@@ -21,7 +21,7 @@ from spear_lightning.engines.base import Sampling
 from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
 from spear_lightning.environments.alfworld.expert import SearchExpert
 from spear_lightning.environments.base import Observation, Task, TaskSuite
-from spear_lightning.environments.expert import Expert, Wandering
+from spear_lightning.environments.expert import DemonstrationNoise, Expert
 from spear_lightning.environments.pool import EnvironmentPool
 from spear_lightning.policy.policy import Policy
 from spear_lightning.rollout.collector import Collector
@@ -77,7 +77,7 @@ def play_coached(
     *,
     seed: int,
     max_response_tokens: int,
-    wandering: Wandering,
+    wandering: DemonstrationNoise,
     workers: int,
     expert: type[Expert] = SearchExpert,
 ) -> list[TokenRow]:
@@ -130,7 +130,7 @@ class CoachedAgent(TranscriptAgent):
         self,
         seed: int,
         share: float,
-        wandering: Wandering = Wandering(),  # noqa: B008 - frozen
+        wandering: DemonstrationNoise = DemonstrationNoise(),  # noqa: B008 - frozen
         expert: type[Expert] = SearchExpert,
     ) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from spear_lightning.environments.alfworld.expert import SearchExpert
 from spear_lightning.environments.base import Task, TaskSuite
-from spear_lightning.environments.expert import Expert, Motive, Wandering
+from spear_lightning.environments.expert import DemonstrationNoise, Expert, Motive
 from spear_lightning.utils.randomness import stream_seed
 
 if TYPE_CHECKING:  # workers import this module and need none of it
@@ -106,7 +106,7 @@ def play_demonstrations(
     tasks: Sequence[Task],
     *,
     seed: int,
-    wandering: Wandering = Wandering(),  # noqa: B008 - frozen
+    wandering: DemonstrationNoise = DemonstrationNoise(),  # noqa: B008 - frozen
     repetitions: int = 1,
     max_steps: int = 50,
     workers: int = 1,
@@ -144,7 +144,7 @@ def _play_chunk(
     suite: TaskSuite,
     tasks: Sequence[Task],
     seed: int,
-    wandering: Wandering,
+    wandering: DemonstrationNoise,
     repetitions: int,
     max_steps: int,
     expert: type[Expert],

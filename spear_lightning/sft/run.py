@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from spear_lightning.agents.transcript import TranscriptAgent
 from spear_lightning.environments.alfworld.expert import SearchExpert
 from spear_lightning.environments.base import Task, TaskSuite
-from spear_lightning.environments.expert import Expert, Wandering
+from spear_lightning.environments.expert import DemonstrationNoise, Expert
 from spear_lightning.policy.loading import fresh_model
 from spear_lightning.sft.card import write_card
 from spear_lightning.sft.command import run_command
@@ -69,7 +69,9 @@ class Demonstrations:
     expert: type[Expert] = SearchExpert
     repetitions: int = 2
     max_steps: int = 50
-    wandering: Wandering = field(default_factory=lambda: Wandering(detour=0.1, waste=0.05, blunder=0.03, fumble=0.05))
+    wandering: DemonstrationNoise = field(
+        default_factory=lambda: DemonstrationNoise(detour=0.1, waste=0.05, blunder=0.03, fumble=0.05)
+    )
     learn_straying: bool = False
     validation: float = 0.04
 

@@ -7,7 +7,7 @@ import torch
 
 from spear_lightning.environments.alfworld.expert import SearchExpert
 from spear_lightning.environments.alfworld.suite import ALFWorld
-from spear_lightning.environments.expert import Wandering
+from spear_lightning.environments.expert import DemonstrationNoise
 from spear_lightning.policy.loading import fresh_model
 from spear_lightning.sft.dagger import Coaching, play_coached
 from spear_lightning.sft.demonstrations import TokenRow, Transcript, encode_transcript
@@ -56,7 +56,7 @@ def coached(suite: ALFWorld, tokenizer: PreTrainedTokenizerFast, share: float) -
         *(network, tokenizer, suite, suite.tasks("train")[:4], Coaching(share=share, max_turns=12)),
         seed=3,
         max_response_tokens=5,
-        wandering=Wandering(),
+        wandering=DemonstrationNoise(),
         workers=1,
     )
 

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from spear_lightning.environments.alfworld.suite import ALFWorld
-from spear_lightning.environments.expert import Wandering
+from spear_lightning.environments.expert import DemonstrationNoise
 from spear_lightning.sft.evaluation import HeldOut, Score
 from spear_lightning.sft.module import Optimization
 from spear_lightning.sft.run import Demonstrations, WarmstartResult, warmstart
@@ -26,7 +26,7 @@ TINY = {
 
 def miniature(suite: ALFWorld, folder: Path, **changes: Any) -> WarmstartResult:
     settings: dict[str, Any] = {
-        "demonstrations": Demonstrations(wandering=Wandering(shuffle=False)),
+        "demonstrations": Demonstrations(wandering=DemonstrationNoise(shuffle=False)),
         "model": TINY,
         "optimization": Optimization(epochs=1),
         "held_out": HeldOut(tasks=4, temperatures=(), max_turns=3),

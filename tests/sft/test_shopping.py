@@ -6,7 +6,7 @@ import pytest
 
 from spear_lightning.agents.transcript import TranscriptAgent
 from spear_lightning.environments.alfworld.expert import SearchExpert
-from spear_lightning.environments.expert import Wandering
+from spear_lightning.environments.expert import DemonstrationNoise
 from spear_lightning.environments.webshop import WebShop
 from spear_lightning.environments.webshop.expert import ShoppingExpert
 from spear_lightning.environments.webshop.session import parse_action
@@ -18,7 +18,7 @@ from spear_lightning.sft.tokenizer import build_tokenizer
 def transcripts(tmp_path_factory: pytest.TempPathFactory) -> list[Transcript]:
     cache = str(tmp_path_factory.mktemp("cache"))
     suite = WebShop(products=68, goals="synthetic", test=1, validation=1, train=40, cache_dir=cache)
-    ways = Wandering(fumble=0.1)
+    ways = DemonstrationNoise(fumble=0.1)
     return play_demonstrations(
         suite, suite.tasks("train"), seed=0, wandering=ways, max_steps=15, workers=0, expert=ShoppingExpert
     )
