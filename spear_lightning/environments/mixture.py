@@ -127,10 +127,6 @@ class MixtureEnvironment(gymnasium.Env[str, str]):
         self._made, self._current = {}, None
 
 
-def _again(task: Task, name: str, number: int) -> Task:
-    return replace(task, id=task.id.replace(name, f"{name}#{number}", 1)) if number else task
-
-
 def with_families(kinds: Sequence[str]) -> list[str]:
     """Task types, and the environments of a mixture that they belong to, in order.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from gymnasium.error import ResetNeeded
 
-from spear_lightning.environments.alfworld import ALFWorld, suite
+from spear_lightning.environments.alfworld import ALFWorld
 from spear_lightning.environments.alfworld.environment import ALFWorldEnv
 from spear_lightning.environments.alfworld.games import GAME_FILE, read_game, write_official_layout
 from spear_lightning.environments.alfworld.generator import GeneratedGame, SceneSize
@@ -245,7 +245,7 @@ def test_bad_settings_are_named_at_once(settings: dict[str, object], message: st
 
 
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suite, "find_spec", lambda name: None)
+    monkeypatch.setattr("spear_lightning.environments.base.find_spec", lambda name: None)
     for use in (ALFWorld().prepare, lambda: ALFWorld().tasks("train"), ALFWorld().make):
         with pytest.raises(ValueError, match=r"pip install 'spear-lightning\[alfworld\]'"):
             use()

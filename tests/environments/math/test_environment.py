@@ -213,7 +213,7 @@ def test_bad_settings_name_the_key() -> None:
         ({"tool": "browser"}, "tool must be code_interpreter or null"),
         ({"max_turns": 0}, "max_turns must be at least 1"),
         ({"output_characters": 0}, "output_characters must be at least 1"),
-        ({"code_seconds": 0}, "code_seconds must be positive"),
+        ({"code_seconds": 0}, "code_seconds must be above 0"),
         ({"test": GeneratedProblems(seed=400)}, r"train \(.*seeds 0 to 479\) and test \(.*seeds 400 to 879\) overlap"),
         (
             {"test": ProblemSets({"easy": GeneratedProblems(seed=400)})},

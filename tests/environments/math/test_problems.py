@@ -188,7 +188,7 @@ def test_settings_reach_the_data_sets() -> None:
         ({"kinds": []}, "kinds must name"),
         ({"kinds": ["gcd", "gcd"]}, "each once"),
         ({"count": 0}, "count must be at least 1"),
-        ({"seed": -1}, "seed not negative"),
+        ({"seed": -1}, "seed must be at least 0"),
         ({"kinds": ["gcd"], "settings": {"lcm": {}}}, "lcm is not among the kinds gcd"),
     ):
         with pytest.raises(ValueError, match=message):
