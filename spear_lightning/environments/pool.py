@@ -18,7 +18,6 @@ import time
 import weakref
 from collections.abc import Iterable, Mapping
 from multiprocessing.connection import wait
-from types import TracebackType
 from typing import Any
 
 from spear_lightning.environments.base import Observation, Task, TaskSuite
@@ -76,9 +75,7 @@ class EnvironmentPool:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:

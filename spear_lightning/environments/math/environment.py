@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
@@ -12,27 +12,8 @@ from spear_lightning.environments.math.graders import Grader, answer_of
 from spear_lightning.environments.math.problems import Problem
 from spear_lightning.environments.tools import CODE_INTERPRETER, ToolCall, parse_calls, write_results
 
-
-class Outcome(Protocol):
-    """What came of running a program."""
-
-    @property
-    def stdout(self) -> str:
-        """What it printed."""
-
-    @property
-    def error(self) -> str | None:
-        """Why it failed, in words for the model; empty or ``None`` if it did not."""
-
-
-class Sandbox(Protocol):
-    """Runs programs that a model wrote, and lets them do no harm."""
-
-    def run(self, code: str) -> Outcome:
-        """Run a program; whatever it does comes back as an outcome. An exception means that the sandbox is broken."""
-
-    def close(self) -> None:
-        """End it."""
+if TYPE_CHECKING:
+    from spear_lightning.sandbox import Sandbox
 
 
 class Interpreter:

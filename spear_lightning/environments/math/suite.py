@@ -9,14 +9,17 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import combinations
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from spear_lightning.environments.base import Split, Task, TaskSuite
-from spear_lightning.environments.math.environment import Interpreter, MathEnv, Sandbox
+from spear_lightning.environments.math.environment import Interpreter, MathEnv
 from spear_lightning.environments.math.generated import GeneratedProblems
 from spear_lightning.environments.math.graders import Grader, MathVerify, OwnScorer
 from spear_lightning.environments.math.problems import Problem, ProblemSource
 from spear_lightning.utils.ranges import Above0, Positive, in_range
+
+if TYPE_CHECKING:
+    from spear_lightning.sandbox import Sandbox
 
 logger = logging.getLogger(__name__)
 
