@@ -61,8 +61,8 @@ class RolloutSummary:
             tokens=sum(len(values) for values in known),
             turns=sum(len(item.episode.turns) for item in scored),
             invalid=sum(item.episode.invalid for item in scored),
-            kind_episodes=Counter(item.episode.task.kind for item in scored),
-            kind_successes=Counter(item.episode.task.kind for item in scored if item.episode.success),
+            kind_episodes=Counter(item.episode.task.task_type for item in scored),
+            kind_successes=Counter(item.episode.task.task_type for item in scored if item.episode.success),
         )
 
     @classmethod

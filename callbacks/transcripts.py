@@ -32,7 +32,11 @@ def record(split: str, iteration: int, rank: int, episode: Episode, scored: Scor
         "split": split,
         "iteration": iteration,
         "rank": rank,
-        "task": {"id": well_formed(episode.task.id), "kind": well_formed(episode.task.kind), "seed": episode.task.seed},
+        "task": {
+            "id": well_formed(episode.task.id),
+            "kind": well_formed(episode.task.task_type),
+            "seed": episode.task.seed,
+        },
         "group": episode.group,
         "index": episode.index,
         "context": episode.context,
@@ -146,7 +150,7 @@ def transcript(title: str, scored: ScoredEpisode) -> str:
         f"**{outcome}** ({episode.status}{': ' + _inline(episode.reason) if episode.reason else ''}), "
         f"reward {scored.reward:.4g}" + (f" ({parts})" if parts else ""),
         f"task {_inline(episode.task.id)}"
-        + (f", type {_inline(episode.task.kind)}" if episode.task.kind else "")
+        + (f", type {_inline(episode.task.task_type)}" if episode.task.task_type else "")
         + f", group {episode.group} (reward {scored.group_mean:.4g} ± {scored.group_std:.4g}), episode {episode.index}",
     ]
     if scored.filters:

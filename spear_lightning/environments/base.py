@@ -34,12 +34,12 @@ class Task:
 
     Attributes:
         id: unique name within its suite; passed to the environment as ``reset(options={"task": id})``.
-        kind: task type that results are broken down by (for example ``pick_and_place_simple``), may be empty.
+        task_type: what results are broken down by (for example ``pick_and_place_simple``), may be empty.
         seed: passed to the environment as ``reset(seed=seed)``.
     """
 
     id: str
-    kind: str = ""
+    task_type: str = ""
     seed: int = 0
 
 

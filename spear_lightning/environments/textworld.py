@@ -79,7 +79,7 @@ class TextWorld(TaskSuite):
             ValueError: TextWorld is not installed or does not take the settings, or the games cannot be written.
         """
         names = self.games.make_all(split, self.counts[split])
-        return tuple(Task(id=name, kind=self.games.challenge) for name in names)
+        return tuple(Task(id=name, task_type=self.games.challenge) for name in names)
 
     def make(self) -> TextWorldEnv:
         """A fresh environment."""

@@ -46,7 +46,7 @@ class EpisodeRecord:
         """The record of an episode that was played to an end."""
         return cls(
             task=episode.task.id,
-            kind=episode.task.kind,
+            kind=episode.task.task_type,
             success=episode.success,
             score=float(episode.score),
             answer=episode.answer,

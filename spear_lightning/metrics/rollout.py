@@ -28,9 +28,11 @@ def record_rollout(store: MetricStore, rollout: Rollout) -> None:
     _means(store, f"{prefix}/overlong", (item.episode.reason == "overlong" for item in scored))
     _means(store, f"{prefix}/invalid", (not turn.valid for item in scored for turn in item.episode.turns))
     _means(store, f"{prefix}/response_length", (len(t.response_ids) for item in scored for t in item.episode.turns))
-    for kind in with_families([item.episode.task.kind for item in scored]):
+    for kind in with_families([item.episode.task.task_type for item in scored]):
         _means(
-            store, f"{prefix}/success/{kind}", (i.episode.success for i in scored if belongs(i.episode.task.kind, kind))
+            store,
+            f"{prefix}/success/{kind}",
+            (i.episode.success for i in scored if belongs(i.episode.task.task_type, kind)),
         )
     entropies = [turn.entropies for item in scored for turn in item.episode.turns if len(turn.entropies)]
     if entropies:

@@ -132,7 +132,7 @@ def summarise(episodes: Sequence[Episode], temperature: float) -> Score:
         )
     by_kind: dict[str, list[bool]] = defaultdict(list)
     for episode in played:
-        by_kind[episode.task.kind].append(episode.success)
+        by_kind[episode.task.task_type].append(episode.success)
     turns = sum(len(episode.turns) for episode in played)
     void = sum(turn.action is None for episode in played for turn in episode.turns)
     refused = sum(

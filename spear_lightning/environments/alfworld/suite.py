@@ -95,7 +95,7 @@ class ALFWorld(TaskSuite):
             ValueError: the split has no games; the message names the folder or setting.
         """
         _require_alfworld()
-        return tuple(Task(id=name, kind=kind) for name, kind in self._source.games(split))
+        return tuple(Task(id=name, task_type=kind) for name, kind in self._source.games(split))
 
     def make(self) -> gymnasium.Env[str, str]:
         """A fresh environment. The environments of a process share loaded games."""

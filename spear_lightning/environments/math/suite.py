@@ -114,7 +114,7 @@ class MathProblems(TaskSuite):
         if split == "train":
             held_out = {p.question for name in ("validation", "test") for p in self.sources[name].problems()}
         kept = tuple(
-            Task(id=f"{split}-{number}", kind=problem.kind)
+            Task(id=f"{split}-{number}", task_type=problem.kind)
             for number, problem in enumerate(problems)
             if problem.question not in held_out
         )

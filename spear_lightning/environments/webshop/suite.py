@@ -177,4 +177,4 @@ class _Goals(Sequence[Task]):
         from spear_lightning.environments.webshop.environment import task_id
 
         number = self._numbers[place]
-        return Task(id=task_id(self._kind, number), kind=self._catalogue.department(self._kind, number))
+        return Task(id=task_id(self._kind, number), task_type=self._catalogue.department(self._kind, number))

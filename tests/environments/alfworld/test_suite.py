@@ -50,7 +50,7 @@ def walkthrough(games: ALFWorld, task: str) -> list[str]:
 
 def test_every_split_has_its_number_of_games_and_types_take_turns(prepared: ALFWorld) -> None:
     assert [len(prepared.tasks(split)) for split in SPLITS] == [6, 2, 1]
-    assert [task.kind for task in prepared.tasks("train")] == list(TASK_TYPES)
+    assert [task.task_type for task in prepared.tasks("train")] == list(TASK_TYPES)
     assert prepared.tasks("train") == prepared.tasks("train")
 
 
@@ -86,7 +86,7 @@ def test_the_environment_follows_the_gymnasium_api(prepared: ALFWorld, env: ALFW
         text, info = env.reset(seed=task.seed, options={"task": task.id})
         assert text.startswith("-= Welcome to TextWorld, ALFRED! =-")
         assert text.endswith(f"Your task is to: {info['task']}")
-        assert (info["won"], info["task_type"], info["anchor"]) == (False, task.kind, text)
+        assert (info["won"], info["task_type"], info["anchor"]) == (False, task.task_type, text)
         commands = walkthrough(prepared, task.id)
         for number, command in enumerate(commands):
             assert command in info["admissible_actions"]

@@ -186,7 +186,7 @@ def test_a_split_of_several_sources_is_one_task_type_each(tmp_path: Path) -> Non
     aime = ProblemFile(str(tmp_path / "aime.jsonl"))
     sums, others = (GeneratedProblems(["chain_sum"], count=2, seed=seed) for seed in (3_000_000, 4_000_000))
     suite = MathProblems(validation=ProblemSets({"aime": aime, "sums": sums}), test=ProblemSets({"sums": others}))
-    assert [(task.id, task.kind) for task in suite.tasks("validation")] == [
+    assert [(task.id, task.task_type) for task in suite.tasks("validation")] == [
         ("validation-0", "aime"),
         ("validation-1", "sums/chain_sum"),
         ("validation-2", "sums/chain_sum"),

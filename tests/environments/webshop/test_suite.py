@@ -49,7 +49,7 @@ def test_the_splits_are_the_published_ones_and_disjoint(shop: WebShop) -> None:
     assert ids["test"] == [f"synthetic-{number}" for number in range(500)]
     assert ids["validation"] == [f"synthetic-{number}" for number in range(500, 1500)]
     assert ids["train"] == [f"synthetic-{number}" for number in range(1500, total)]
-    assert {task.kind for task in shop.tasks("test")} == {"beauty", "electronics", "fashion", "garden", "grocery"}
+    assert {task.task_type for task in shop.tasks("test")} == {"beauty", "electronics", "fashion", "garden", "grocery"}
 
 
 def test_splits_can_be_of_other_sizes(shop_cache: Path) -> None:
@@ -85,7 +85,7 @@ def test_the_environment_follows_the_gymnasium_api(shop: WebShop, env: WebShopEn
     task = shop.tasks("train")[0]
     text, info = env.reset(seed=task.seed, options={"task": task.id})
     assert text == f"Instruction: {info['task']}\nWebShop [SEP] Search"
-    assert (info["anchor"], info["task_type"], info["won"]) == ("WebShop [SEP] Search", task.kind, False)
+    assert (info["anchor"], info["task_type"], info["won"]) == ("WebShop [SEP] Search", task.task_type, False)
     assert info["admissible_actions"] == ["search[<your query>]"]
     text, reward, terminated, truncated, info = env.step(f"search[{info['task']}]")
     assert (reward, terminated, truncated, info["won"], info["task_score"]) == (0, False, False, False, 0)
