@@ -81,14 +81,14 @@ def make_game_set(root: Path, games: GameSet, label: str) -> list[tuple[str, str
     except OSError as error:
         raise ValueError(f"cannot write generated ALFWorld games under {root} ({error}): set cache_dir") from error
     entries = read_json(folder / _INDEX)["games"]
-    return [(f"{name}/{game}", kind) for game, kind in entries]
+    return [(f"{name}/{game}", task_type) for game, task_type in entries]
 
 
 def _generate(root: Path, folder: Path, games: GameSet, label: str) -> None:
     entries = []
     for game, walkthrough in _progress(_solved(games, root / "translations"), games.count, label):
         path = write_game(folder, game, walkthrough)
-        entries.append((path.relative_to(folder).as_posix(), game.kind))
+        entries.append((path.relative_to(folder).as_posix(), game.task_type))
     settings = {"settings": asdict(games), "games": entries}
     (folder / _INDEX).write_text(json.dumps(settings, indent=1), encoding="utf-8")
 
@@ -126,7 +126,9 @@ def solved_games(translations: Path | None, recipes: Iterable[Recipe]) -> Iterat
         drawn, solve(GameCache(translations), (game.entries for game in entries)), strict=True
     ):
         if not walkthrough:
-            raise RuntimeError(f"the planner cannot win the game {game.kind}, {game.trial}: the generator is at fault")
+            raise RuntimeError(
+                f"the planner cannot win the game {game.task_type}, {game.trial}: the generator is at fault"
+            )
         yield game, walkthrough
 
 

@@ -63,7 +63,7 @@ class ALFWorld(TaskSuite):
         max_steps: Positive = 50,
     ) -> None:
         kinds = tuple(TASK_TYPES if task_types is None else task_types)
-        unknown = [kind for kind in kinds if kind not in TASK_TYPES]
+        unknown = [name for name in kinds if name not in TASK_TYPES]
         if unknown or not kinds or len(set(kinds)) < len(kinds):
             raise ValueError(f"task_types must name some of {', '.join(TASK_TYPES)}, each once; got {list(kinds)}")
         if games not in ("generated", "official"):
@@ -95,7 +95,7 @@ class ALFWorld(TaskSuite):
             ValueError: the split has no games; the message names the folder or setting.
         """
         _require_alfworld()
-        return tuple(Task(id=name, task_type=kind) for name, kind in self._source.games(split))
+        return tuple(Task(id=name, task_type=task_type) for name, task_type in self._source.games(split))
 
     def make(self) -> gymnasium.Env[str, str]:
         """A fresh environment. The environments of a process share loaded games."""
