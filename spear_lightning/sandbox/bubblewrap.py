@@ -12,13 +12,7 @@ from collections.abc import Sequence
 from typing_extensions import override
 
 from spear_lightning.sandbox import jail
-from spear_lightning.sandbox.base import (
-    Execution,
-    SandboxLimits,
-    Session,
-    decode,
-    join_error,
-)
+from spear_lightning.sandbox.base import Execution, SandboxLimits, Session, decode, join_error
 from spear_lightning.sandbox.inside.wire import MAX_CODE_BYTES, Action, Outcome, Reply, Request
 from spear_lightning.sandbox.selftest import TestedSandbox
 from spear_lightning.sandbox.zygote_process import ZygoteLostError, ZygoteProcess

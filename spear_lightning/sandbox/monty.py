@@ -8,12 +8,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from spear_lightning.sandbox.base import (
-    Execution,
-    SandboxError,
-    Session,
-    join_error,
-)
+from spear_lightning.sandbox.base import Execution, SandboxError, Session, join_error
 from spear_lightning.sandbox.selftest import TestedSandbox
 
 _MIB = 1 << 20
