@@ -29,13 +29,15 @@ class Interpreter:
         self._sandbox: Sandbox | None = None
         self.output_characters = output_characters
 
-    def open(self) -> None:
-        """Open the sandbox now, so that one that cannot work is found out at the start.
+    def open(self) -> Sandbox:
+        """The sandbox, opened now, so that one that cannot work is found out at the start.
 
         Raises:
             Exception: whatever the sandbox says.
         """
-        self._opened()
+        if self._sandbox is None:
+            self._sandbox = self._open()
+        return self._sandbox
 
     def run(self, code: str) -> str:
         """What a program printed, and its error if it failed, for the model to read.
@@ -44,10 +46,10 @@ class Interpreter:
             Exception: the sandbox broke, and a second one too.
         """
         try:
-            outcome = self._opened().run(code)
+            outcome = self.open().run(code)
         except Exception:
             self.close()
-            outcome = self._opened().run(code)
+            outcome = self.open().run(code)
         parts = [self._cut(outcome.stdout.rstrip("\n"))] if outcome.stdout else []
         parts += [f"Error: {self._cut(outcome.error.strip())}"] if outcome.error else []
         return "\n".join(parts) or "The program ended and printed nothing. Print what you want to see."
@@ -60,11 +62,6 @@ class Interpreter:
                 sandbox.close()
             except Exception:
                 return  # a broken sandbox need not be able to say goodbye
-
-    def _opened(self) -> Sandbox:
-        if self._sandbox is None:
-            self._sandbox = self._open()
-        return self._sandbox
 
     def _cut(self, text: str) -> str:
         left_out = len(text) - self.output_characters
