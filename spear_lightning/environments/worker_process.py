@@ -26,19 +26,20 @@ def start_helper(target: str, *arguments: int, own_session: bool = False) -> tup
     """Start a fresh interpreter of one thread that runs a function.
 
     Args:
-        target: ``module:function``; it is called with the descriptor of its end of a pipe, and ``arguments``.
+        target: import path of a function; it is called with the descriptor of its end of a pipe, and ``arguments``.
         arguments: whole numbers.
         own_session: whether it leads a session and a process group of its own.
 
     Returns:
         The process, and this side's end of the pipe.
     """
+    module, _, function = target.rpartition(".")
     ours, theirs = socket.socketpair()
     with theirs:
         path = json.dumps([str(path) for path in sys.path])
         numbers = map(str, (theirs.fileno(), *arguments))
         process = subprocess.Popen(
-            [sys.executable, "-c", _LAUNCH, path, *target.split(":"), *numbers],
+            [sys.executable, "-c", _LAUNCH, path, module, function, *numbers],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=2,  # what engines print must not mix with the program's own output
@@ -73,7 +74,7 @@ class WorkerProcess:
         self.running: set[int] = set()
         self.deadline = 0.0
         # In a session of its own, so that it can be killed together with what it started.
-        target = "spear_lightning.environments.worker:main"
+        target = "spear_lightning.environments.worker.main"
         self.process, self.connection = start_helper(target, os.getpid(), own_session=True)
         # A stopped worker must not block this process in a full pipe: reading and writing give up too.
         limit = struct.pack("ll", int(START_SECONDS), 0)

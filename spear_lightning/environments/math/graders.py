@@ -198,7 +198,7 @@ class MathVerify(Grader):
     def _helper(self) -> tuple[subprocess.Popen[bytes], Connection]:
         """The grading process and the pipe to it, started at the first question."""
         # In the worker's own process group: whoever kills the worker kills it too.
-        process, connection = start_helper("spear_lightning.environments.math.verifier_process:serve")
+        process, connection = start_helper("spear_lightning.environments.math.verifier_process.serve")
         weakref.finalize(self, _end, process, os.getpid())
         with contextlib.suppress(OSError, EOFError):
             if connection.poll(_START_SECONDS) and connection.recv_bytes(1) == b"R":
