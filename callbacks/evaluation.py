@@ -74,11 +74,11 @@ class EvaluationReport(Callback, RolloutHooks):
         records, aborted = results.records, results.aborted
         if not records:
             return
-        kinds = with_families([record.kind for record in records])
+        types = with_families([record.task_type for record in records])
         self.summaries = {"all": summarize(records, self.confidence)}
-        if len(kinds) > 1:
-            for kind in kinds:
-                self.summaries[kind] = summarize([r for r in records if belongs(r.kind, kind)], self.confidence)
+        if len(types) > 1:
+            for name in types:
+                self.summaries[name] = summarize([r for r in records if belongs(r.task_type, name)], self.confidence)
         if not trainer.is_global_zero:
             return
         everything, *by_type = self.summaries.items()

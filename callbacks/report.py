@@ -35,7 +35,7 @@ class Evaluation:
         episodes: played.
         successes: of these.
         aborted: episodes whose environment failed; not among ``episodes``.
-        kinds: ``(successes, episodes)`` by task type.
+        task_types: ``(successes, episodes)`` by task type.
     """
 
     iteration: int
@@ -43,7 +43,7 @@ class Evaluation:
     episodes: int
     successes: int
     aborted: int
-    kinds: dict[str, tuple[int, int]]
+    task_types: dict[str, tuple[int, int]]
 
     @property
     def rate(self) -> Rate:
@@ -200,7 +200,9 @@ class LearningCurve(Callback, RolloutHooks):
             episodes=results.success.episodes,
             successes=results.success.successes,
             aborted=results.aborted,
-            kinds={kind: (won, played) for kind, (won, played) in results.by_type.items()},  # plain, for a checkpoint
+            task_types={
+                name: (won, played) for name, (won, played) in results.by_type.items()
+            },  # plain, for a checkpoint
         )
 
     def _write(self, picture: bool = True) -> None:
@@ -232,7 +234,7 @@ class LearningCurve(Callback, RolloutHooks):
                     "updates": evaluation.updates,
                     **told(evaluation.rate),
                     "aborted": evaluation.aborted,
-                    "by_task_type": {kind: told(Rate(*counts)) for kind, counts in evaluation.kinds.items()},
+                    "by_task_type": {name: told(Rate(*counts)) for name, counts in evaluation.task_types.items()},
                 }
                 for evaluation in self.evaluations
             ],
@@ -269,10 +271,10 @@ def comparison(evaluations: Sequence[Evaluation], title: str, confidence: float)
             texts.append(both if all(rate.episodes for rate in rates) else "–")
         return texts
 
-    kinds = sorted({kind for evaluation in evaluations for kind in evaluation.kinds})
-    if len(kinds) > 1:
-        for kind in kinds:
-            table.add_row(kind or "(none)", *cells([Rate(*each.kinds.get(kind, (0, 0))) for each in evaluations]))
+    task_types = sorted({name for evaluation in evaluations for name in evaluation.task_types})
+    if len(task_types) > 1:
+        for name in task_types:
+            table.add_row(name or "(none)", *cells([Rate(*each.task_types.get(name, (0, 0))) for each in evaluations]))
         table.add_section()
     table.add_row("all", *cells([evaluation.rate for evaluation in evaluations]), style="bold")
     return table

@@ -32,7 +32,7 @@ def record(split: str, iteration: int, rank: int, episode: Episode, scored: Epis
     """
     task = episode.task
     entry: dict[str, Any] = {"split": split, "iteration": iteration, "rank": rank}
-    entry["task"] = {"id": task.id, "kind": task.kind, "seed": task.seed}
+    entry["task"] = {"id": task.id, "task_type": task.task_type, "seed": task.seed}
     entry |= {name: getattr(episode, name) for name in _EPISODE} | {"score": float(episode.score)}
     turns = [_turn_record(turn) for turn in episode.turns]
     if scored is not None:
@@ -137,7 +137,7 @@ def transcript(title: str, scored: Episode) -> str:
         f"**{outcome}** ({episode.status}{': ' + _inline(episode.reason) if episode.reason else ''}), "
         f"reward {scored.reward:.4g}" + (f" ({parts})" if parts else ""),
         f"task {_inline(episode.task.id)}"
-        + (f", type {_inline(episode.task.kind)}" if episode.task.kind else "")
+        + (f", type {_inline(episode.task.task_type)}" if episode.task.task_type else "")
         + f", group {episode.group} (reward {scored.group_mean:.4g} ± {scored.group_std:.4g}), episode {episode.index}",
     ]
     if scored.filters:

@@ -8,13 +8,24 @@ the environments, so that no engine is ever loaded in the training process.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import gymnasium
 
+from spear_lightning.utils.atomic import user_cache
+
 Split = Literal["train", "validation", "test"]
+SEEDS_PER_SPLIT = 100_000_000
+
+
+def first_seed(split: Split) -> int:
+    """Where the seeds of a split begin: far enough apart that held-out tasks stay when training tasks are added."""
+    return get_args(Split).index(split) * SEEDS_PER_SPLIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +34,12 @@ class Task:
 
     Attributes:
         id: unique name within its suite; passed to the environment as ``reset(options={"task": id})``.
-        kind: task type that results are broken down by (for example ``pick_and_place_simple``), may be empty.
+        task_type: what results are broken down by (for example ``pick_and_place_simple``), may be empty.
         seed: passed to the environment as ``reset(seed=seed)``.
     """
 
     id: str
-    kind: str = ""
+    task_type: str = ""
     seed: int = 0
 
 
@@ -67,7 +78,17 @@ class Observation:
         return self.terminated or self.truncated or self.aborted is not None
 
 
-class TaskSuite(ABC):
+class Settings:
+    """Pickled as its settings: what its cached properties hold is made anew where it is needed."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        cached = {
+            name for cls in type(self).__mro__ for name, kind in vars(cls).items() if isinstance(kind, cached_property)
+        }
+        return {name: value for name, value in vars(self).items() if name not in cached}
+
+
+class TaskSuite(Settings, ABC):
     """The tasks of an environment family, by split, and a maker of environments that play them.
 
     Subclasses must be picklable and cheap to construct: no engine, no large data in ``__init__``.
@@ -78,7 +99,7 @@ class TaskSuite(ABC):
     ``answer`` (str, what the agent has answered).
     """
 
-    def prepare(self) -> None:  # noqa: B027 - most suites have nothing to prepare
+    def prepare(self) -> None:
         """Do once per machine what must exist before tasks can be listed (generate games, check data folders).
 
         Raises:
@@ -96,3 +117,27 @@ class TaskSuite(ABC):
     @abstractmethod
     def make(self) -> gymnasium.Env[Any, Any]:
         """A fresh environment able to play any task of any split. Called inside a worker process."""
+
+
+def require(user: str, extra: str, packages: Mapping[str, str]) -> None:
+    """See to it that packages are installed.
+
+    Args:
+        user: what needs them, for the message.
+        extra: of this package, that installs them.
+        packages: name of the package by that of its module.
+
+    Raises:
+        ValueError: one is not; names the first.
+    """
+    missing = [package for module, package in packages.items() if find_spec(module) is None]
+    if missing:
+        raise ValueError(
+            f"{user} needs the Python package {missing[0]}, which is not installed: "
+            f"pip install 'spear-lightning[{extra}]'"
+        )
+
+
+def cache_folder(cache_dir: str | None) -> Path:
+    """The folder that was asked for, or the user's."""
+    return Path(cache_dir).expanduser() if cache_dir else user_cache()

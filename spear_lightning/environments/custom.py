@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import gymnasium
 
-from spear_lightning.environments.base import Split, Task, TaskSuite
+from spear_lightning.environments.base import SEEDS_PER_SPLIT, Split, Task, TaskSuite, first_seed
 
-_SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-_SEEDS_PER_SPLIT = 100_000_000
+_SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 class GymnasiumSuite(TaskSuite):
@@ -47,8 +46,8 @@ class GymnasiumSuite(TaskSuite):
         for split, count in self.counts.items():
             if split not in _SPLITS:
                 raise ValueError(f"tasks: unknown split {split!r}; the splits are {', '.join(_SPLITS)}")
-            if not 0 <= count <= _SEEDS_PER_SPLIT:
-                raise ValueError(f"tasks.{split} must be between 0 and {_SEEDS_PER_SPLIT}, not {count}")
+            if not 0 <= count <= SEEDS_PER_SPLIT:
+                raise ValueError(f"tasks.{split} must be between 0 and {SEEDS_PER_SPLIT}, not {count}")
 
     def tasks(self, split: Split) -> Sequence[Task]:
         """One task per seed.
@@ -59,8 +58,7 @@ class GymnasiumSuite(TaskSuite):
         count = self.counts.get(split, 0)
         if count == 0:
             raise ValueError(f"{self.env} has no {split} tasks: set environment.init_args.tasks.{split}")
-        first = _SPLITS.index(split) * _SEEDS_PER_SPLIT
-        return [Task(id=f"{split}-{number}", seed=first + number) for number in range(count)]
+        return [Task(id=f"{split}-{number}", seed=first_seed(split) + number) for number in range(count)]
 
     def make(self) -> gymnasium.Env[Any, Any]:
         """A fresh environment.

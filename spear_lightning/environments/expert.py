@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-Motive = Literal["purpose", "stray", "fumble"]
+from annotated_types import Ge, Lt
+
+from spear_lightning.utils.ranges import in_range
+
+Motive = Literal["purpose", "stray", "invalid"]
 """Why a move was made: it served the goal; it strayed; or it was meant to be refused by the engine."""
 
 
+_Chance = Annotated[float, Ge(0), Lt(1)]
+
+
+@in_range
 @dataclass(frozen=True)
-class Wandering:
+class DemonstrationNoise:
     """How far demonstrations stray from the shortest search, so that a learner sees how to come back.
 
     Attributes:
         detour: chance that a walk leads to a random receptacle in place of the intended one.
         waste: chance of a move that changes nothing of use (look around, examine, check what is carried, close a door).
-        blunder: chance of taking a wrong object that lies in reach (it is put back next).
-        fumble: chance of an action that the engine refuses (it answers "Nothing happens.").
+        mistake: chance of taking a wrong object that lies in reach (it is put back next).
+        invalid: chance of an action that the engine refuses (it answers "Nothing happens.").
         shuffle: search unseen receptacles in random order; otherwise in the order in which they were listed.
+
+    Raises:
+        ValueError: a chance is out of range, or they sum to 1 or more.
     """
 
-    detour: float = 0.0
-    waste: float = 0.0
-    blunder: float = 0.0
-    fumble: float = 0.0
+    detour: _Chance = 0.0
+    waste: _Chance = 0.0
+    mistake: _Chance = 0.0
+    invalid: _Chance = 0.0
     shuffle: bool = True
 
     def __post_init__(self) -> None:
-        chances = {name: getattr(self, name) for name in ("detour", "waste", "blunder", "fumble")}
-        for name, chance in chances.items():
-            if not 0 <= chance < 1:
-                raise ValueError(f"wandering.{name} must be in [0, 1), got {chance}.")
-        if sum(chances.values()) >= 1:
-            raise ValueError(f"wandering: the chances {chances} must sum to less than 1.")
+        if self.detour + self.waste + self.mistake + self.invalid >= 1:
+            raise ValueError(f"the chances of {self} must sum to less than 1")
 
 
 class Expert(ABC):
@@ -42,7 +51,7 @@ class Expert(ABC):
 
     Args:
         seed: of all its choices.
-        wandering: how demonstrations stray; by default not at all.
+        noise: how demonstrations stray; by default not at all.
 
     Attributes:
         phrases: set phrases of its world, each of which becomes one token of a policy that learns from it.
@@ -52,10 +61,10 @@ class Expert(ABC):
 
     phrases: ClassVar[tuple[str, ...]] = ()
     names: ClassVar[bool] = True
-    motive: Motive
 
-    @abstractmethod
-    def __init__(self, seed: int, wandering: Wandering = Wandering()) -> None: ...
+    def __init__(self, seed: int, noise: DemonstrationNoise = DemonstrationNoise()) -> None:
+        self._random, self._noise = random.Random(seed), noise
+        self.motive: Motive = "purpose"
 
     @abstractmethod
     def reset(self, task: str, observation: str) -> None:
@@ -80,3 +89,42 @@ class Expert(ABC):
     @abstractmethod
     def overrule(self, action: str) -> None:
         """Not the move that :meth:`act` chose was made, but this one; the next observation answers it."""
+
+    def _choose(self) -> str:
+        """The next action: one that serves the goal, or by chance, where there is one, one that strays."""
+        draw, noise = self._random.random(), self._noise
+        self.motive = "purpose"
+        ways: tuple[tuple[float, Motive, Callable[[], list[str]]], ...] = (
+            (noise.detour, "stray", self._detours),
+            (noise.waste, "stray", self._wasted_moves),
+            (noise.mistake, "stray", self._mistakes),
+            (noise.invalid, "invalid", self._invalid_actions),
+        )
+        for chance, motive, options in ways:
+            if draw < chance:
+                if actions := options():
+                    self.motive = motive
+                    return self._random.choice(actions)
+                break
+            draw -= chance
+        return self._advance()
+
+    @abstractmethod
+    def _advance(self) -> str:
+        """The next action that serves the goal."""
+
+    @abstractmethod
+    def _detours(self) -> list[str]:
+        """Walks to somewhere else."""
+
+    @abstractmethod
+    def _wasted_moves(self) -> list[str]:
+        """Moves that change nothing."""
+
+    @abstractmethod
+    def _mistakes(self) -> list[str]:
+        """Moves that have to be taken back."""
+
+    @abstractmethod
+    def _invalid_actions(self) -> list[str]:
+        """Moves that the engine refuses."""

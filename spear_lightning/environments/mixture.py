@@ -75,7 +75,9 @@ class Mixture(TaskSuite):
             tasks = self.environments[name].tasks(split)
         except ValueError as error:
             raise ValueError(f"environment {name!r} of the mixture: {error}") from error
-        return [replace(task, id=f"{name}/{task.id}", kind=f"{name}/{task.kind}".rstrip("/")) for task in tasks]
+        return [
+            replace(task, id=f"{name}/{task.id}", task_type=f"{name}/{task.task_type}".rstrip("/")) for task in tasks
+        ]
 
     def _in_shares(self, lists: Mapping[str, list[Task]]) -> dict[str, list[Task]]:
         """As many of each as its weight says, none left out; ``name#1/id`` is a task for the second time."""
@@ -125,10 +127,6 @@ class MixtureEnvironment(gymnasium.Env[str, str]):
         for environment in self._made.values():
             environment.close()
         self._made, self._current = {}, None
-
-
-def _again(task: Task, name: str, number: int) -> Task:
-    return replace(task, id=task.id.replace(name, f"{name}#{number}", 1)) if number else task
 
 
 def with_families(kinds: Sequence[str]) -> list[str]:

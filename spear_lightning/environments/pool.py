@@ -18,12 +18,12 @@ import time
 import weakref
 from collections.abc import Iterable, Mapping
 from multiprocessing.connection import wait
-from types import TracebackType
 from typing import Any
 
 from spear_lightning.environments.base import Observation, Task, TaskSuite
 from spear_lightning.environments.worker import Command, Ready, Release, Reply, Reset, StartFailed, Step
 from spear_lightning.environments.worker_process import START_SECONDS, WorkerLostError, WorkerProcess
+from spear_lightning.utils.ranges import Above0, Positive, in_range
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ class EnvironmentPoolError(RuntimeError):
     """The pool cannot play at all: workers do not start, or everything fails again and again."""
 
 
+@in_range
 class EnvironmentPool:
     """Environments of one suite in worker processes, addressed by slot.
 
@@ -57,11 +58,7 @@ class EnvironmentPool:
         ValueError: an argument is out of range, or the suite cannot be pickled.
     """
 
-    def __init__(self, suite: TaskSuite, workers: int = 2, step_timeout: float = 60.0) -> None:
-        if workers < 1:
-            raise ValueError(f"workers must be at least 1, not {workers}")
-        if not step_timeout > 0:
-            raise ValueError(f"step_timeout must be a positive number of seconds, not {step_timeout}")
+    def __init__(self, suite: TaskSuite, workers: Positive = 2, step_timeout: Above0 = 60.0) -> None:
         self.suite = suite
         self.step_timeout = step_timeout
         self._suite = _pickled(suite)
@@ -78,9 +75,7 @@ class EnvironmentPool:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import re
-import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import gymnasium
-from gymnasium.error import ResetNeeded
-from gymnasium.spaces import Text
+from annotated_types import Ge, Le
+from typing_extensions import override
 
-from spear_lightning.environments.base import Split, Task, TaskSuite
+from spear_lightning.environments.base import Split, Task, TaskSuite, cache_folder
+from spear_lightning.environments.text import TextEnv
 from spear_lightning.environments.textworld_games import CHALLENGES, GAME_FILE, MOST_GAMES, Challenge, GameFolder
-from spear_lightning.utils.atomic import user_cache
+from spear_lightning.utils.ranges import Positive, in_range
 
-_LONGEST = 100_000  # characters; a bound that Gymnasium's text space asks for
 _ASKED = "admissible_commands objective score max_score won lost description inventory"  # of the engine
 
 
+_Games = Annotated[int, Ge(1), Le(MOST_GAMES)]
+
+
+@in_range
 class TextWorld(TaskSuite):
     """Games of one of TextWorld's challenges.
 
@@ -48,26 +50,22 @@ class TextWorld(TaskSuite):
         challenge: Challenge = "coin_collector",
         settings: Mapping[str, Any] | None = None,
         grammar: Mapping[str, Any] | None = None,
-        train: int = 64,
-        validation: int = 16,
-        test: int = 32,
+        train: _Games = 64,
+        validation: _Games = 16,
+        test: _Games = 32,
         reward: Literal["win", "score"] = "win",
-        max_steps: int = 50,
+        max_steps: Positive = 50,
         cache_dir: str | None = None,
     ) -> None:
         if challenge not in CHALLENGES:
             raise ValueError(f"challenge must be one of {', '.join(CHALLENGES)}; got {challenge!r}")
         if reward not in ("win", "score"):
             raise ValueError(f"reward must be 'win' or 'score', got {reward!r}")
-        if max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {max_steps}")
         self.counts: dict[Split, int] = {"train": train, "validation": validation, "test": test}
-        for split, count in self.counts.items():
-            if not 1 <= count <= MOST_GAMES:
-                raise ValueError(f"{split} must be between 1 and {MOST_GAMES} games, got {count}")
         self.reward, self.max_steps = reward, max_steps
-        cache = Path(cache_dir).expanduser() if cache_dir else user_cache()
-        self.games = GameFolder(cache / "textworld", challenge, dict(settings or {}), dict(grammar or {}))
+        self.games = GameFolder(
+            cache_folder(cache_dir) / "textworld", challenge, dict(settings or {}), dict(grammar or {})
+        )
 
     def prepare(self) -> None:
         """Make the games that are not there yet. Safe to run in several processes at once."""
@@ -81,14 +79,14 @@ class TextWorld(TaskSuite):
             ValueError: TextWorld is not installed or does not take the settings, or the games cannot be written.
         """
         names = self.games.make_all(split, self.counts[split])
-        return tuple(Task(id=name, kind=self.games.challenge) for name in names)
+        return tuple(Task(id=name, task_type=self.games.challenge) for name in names)
 
     def make(self) -> TextWorldEnv:
         """A fresh environment."""
         return TextWorldEnv(self.games.path, self.games.challenge, self.reward, self.max_steps)
 
 
-class TextWorldEnv(gymnasium.Env[str, str]):
+class TextWorldEnv(TextEnv):
     """One game at a time, on the real engine.
 
     ``info`` carries ``admissible_actions`` (list of str), ``won`` (bool), ``anchor`` (what looking around and the
@@ -104,67 +102,36 @@ class TextWorldEnv(gymnasium.Env[str, str]):
     """
 
     def __init__(self, folder: Path, challenge: str, reward: str = "win", max_steps: int = 50) -> None:
-        self.observation_space = Text(_LONGEST, charset=string.printable)
-        self.action_space = Text(_LONGEST, min_length=0, charset=string.printable)
-        self._folder, self._challenge, self._reward, self._max_steps = folder, challenge, reward, max_steps
+        super().__init__(max_steps)
+        self._folder, self._challenge, self._reward = folder, challenge, reward
         self._engine: Any = None
-        self._loaded, self._over = "", True
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        """Start a game.
-
-        Args:
-            seed: accepted for Gymnasium's sake; a game has no chance in it.
-            options: ``{"task": id}``; without it, the last game again.
-
-        Returns:
-            The first observation and ``info``.
-
-        Raises:
-            ValueError: no game of that id; the message names the file.
-        """
-        super().reset(seed=seed)
-        task = str((options or {}).get("task", self._loaded))
+    @override
+    def _begin(self, task: str) -> str:
         path = self._folder / task / GAME_FILE
-        if not task or not path.is_file():
+        if not path.is_file():
             raise ValueError(f'reset needs options={{"task": <id of TextWorld.tasks(split)>}}; there is no {path}')
-        if task != self._loaded:
+        if task != self._task:
             self.close()  # an interpreter that loads a second game never frees the first: 0.4 MB each
             self._engine = _started(path)
-            self._loaded = task
         self._state = self._engine.reset()
         self._objective, self._highest = str(self._state.objective or ""), int(self._state.max_score or 0)
-        self._steps, self._over = 0, False
-        return _readable(self._state.feedback), self._info()
+        return _readable(self._state.feedback)
 
-    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Carry out a command.
-
-        Args:
-            action: the command, as a model wrote it.
-
-        Returns:
-            Observation, reward, whether the game is won or lost for good, whether the step limit cut it, ``info``.
-
-        Raises:
-            gymnasium.error.ResetNeeded: the episode is over or was never started.
-        """
-        if self._over:
-            raise ResetNeeded("the episode is over: call reset first")
-        said = " ".join(action.lower().split()) if isinstance(action, str) else ""
+    @override
+    def _act(self, action: str) -> tuple[str, float, bool]:
+        said = " ".join(action.lower().split())
         command = next((known for known in self._state.admissible_commands if known.lower() == said), None)
         text, gain = "Nothing happens.", 0
         if command is not None:
             before = int(self._state.score or 0)
             self._state, _, _ = self._engine.step(command)
             text, gain = _readable(self._state.feedback), int(self._state.score or 0) - before
-        self._steps += 1
-        won, over = bool(self._state.won), bool(self._state.won or self._state.lost)
-        truncated = not over and self._steps >= self._max_steps
-        self._over = over or truncated
+        won = bool(self._state.won)
         reward = gain / max(self._highest, 1) if self._reward == "score" else float(won)
-        return text, reward, over, truncated, self._info()
+        return text, reward, bool(won or self._state.lost)
 
+    @override
     def _info(self) -> dict[str, Any]:
         return {
             "admissible_actions": list(self._state.admissible_commands),
@@ -174,11 +141,11 @@ class TextWorldEnv(gymnasium.Env[str, str]):
             "task_type": self._challenge,
         }
 
+    @override
     def close(self) -> None:
-        """Free the interpreter."""
         if self._engine is not None:
             self._engine.close()
-            self._engine, self._loaded, self._over = None, "", True
+            self._engine, self._task, self._over = None, "", True
 
 
 def _started(path: Path) -> Any:

@@ -13,11 +13,10 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, Literal, NoReturn, cast, get_args
 
-from spear_lightning.environments.base import Split
+from spear_lightning.environments.base import Split, first_seed, require
 from spear_lightning.utils.atomic import make_once
 
 Challenge = Literal["coin_collector", "treasure_hunter", "cooking", "simple"]
@@ -25,7 +24,6 @@ CHALLENGES: tuple[str, ...] = get_args(Challenge)
 GAME_FILE = "game.z8"
 MOST_GAMES = 1_000_000  # in a split
 _FORMAT = 1  # raise when games of equal settings come out differently
-_SEEDS_PER_SPLIT = 100_000_000
 _TRIES = 50  # a map may have no room for a quest of the asked length, one in four in the worst case seen
 _PARALLEL_FROM = 8  # games; a process takes seconds to start, as long as a game takes to make
 
@@ -53,11 +51,7 @@ class GameFolder:
         Raises:
             ValueError: TextWorld is not installed.
         """
-        if find_spec("textworld") is None:
-            raise ValueError(
-                "TextWorld games need the Python package textworld, which is not installed: "
-                "pip install 'spear-lightning[alfworld]'"
-            )
+        require("TextWorld", "alfworld", {"textworld": "textworld"})
         key = [_FORMAT, version("textworld"), self.challenge, self.settings, self.grammar]
         digest = hashlib.blake2b(json.dumps(key, sort_keys=True, default=str).encode(), digest_size=8)
         return self.root / f"{self.challenge}-{digest.hexdigest()}"
@@ -115,7 +109,7 @@ class GameFolder:
             OSError: the folder cannot be written.
         """
         split, _, number = name.partition("-")
-        seed = get_args(Split).index(split) * _SEEDS_PER_SPLIT + int(number)
+        seed = first_seed(cast(Split, split)) + int(number)
         make_once(self.path, name, GAME_FILE, partial(self._write, seed))
 
     def _write(self, seed: int, folder: Path) -> None:

@@ -17,9 +17,36 @@ from spear_lightning.environments.worker import Command, Ready, Release, Reply, 
 START_SECONDS = 120.0  # to start an interpreter and make the first environment
 _SINGLE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 _LAUNCH = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[3]); "
-    "from spear_lightning.environments.worker import main; main(int(sys.argv[1]), int(sys.argv[2]))"
+    "import importlib, json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "getattr(importlib.import_module(sys.argv[2]), sys.argv[3])(*map(int, sys.argv[4:]))"
 )
+
+
+def start_helper(target: str, *arguments: int, own_session: bool = False) -> tuple[subprocess.Popen[bytes], Connection]:
+    """Start a fresh interpreter of one thread that runs a function.
+
+    Args:
+        target: import path of a function; it is called with the descriptor of its end of a pipe, and ``arguments``.
+        arguments: whole numbers.
+        own_session: whether it leads a session and a process group of its own.
+
+    Returns:
+        The process, and this side's end of the pipe.
+    """
+    module, _, function = target.rpartition(".")
+    ours, theirs = socket.socketpair()
+    with theirs:
+        path = json.dumps([str(path) for path in sys.path])
+        numbers = map(str, (theirs.fileno(), *arguments))
+        process = subprocess.Popen(
+            [sys.executable, "-c", _LAUNCH, path, module, function, *numbers],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=2,  # what engines print must not mix with the program's own output
+            env={**os.environ, **_SINGLE_THREAD},
+            start_new_session=own_session,
+        )
+    return process, Connection(ours.detach())
 
 
 class WorkerLostError(Exception):
@@ -46,22 +73,14 @@ class WorkerProcess:
         self.pending: dict[int, int] = {}
         self.running: set[int] = set()
         self.deadline = 0.0
-        ours, theirs = socket.socketpair()
+        # In a session of its own, so that it can be killed together with what it started.
+        target = "spear_lightning.environments.worker.main"
+        self.process, self.connection = start_helper(target, os.getpid(), own_session=True)
         # A stopped worker must not block this process in a full pipe: reading and writing give up too.
         limit = struct.pack("ll", int(START_SECONDS), 0)
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-        with theirs:
-            arguments = [str(theirs.fileno()), str(os.getpid()), json.dumps([str(path) for path in sys.path])]
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", _LAUNCH, *arguments],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # what engines print must not mix with the program's own output
-                env={**os.environ, **_SINGLE_THREAD},
-                start_new_session=True,  # so that it can be killed together with what it started
-            )
-        self.connection = Connection(ours.detach())
+        with socket.socket(fileno=os.dup(self.connection.fileno())) as ours:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         with contextlib.suppress(OSError):  # a worker that is gone already is noticed when it is read from
             self.connection.send_bytes(suite)
 

@@ -24,7 +24,7 @@ class EpisodeRecord:
 
     Attributes:
         task: its id.
-        kind: its type, may be empty.
+        task_type: of the task, may be empty.
         success: whether it was solved.
         score: sum of the environment's rewards.
         answer: what was answered, where the task asks for an answer; else empty.
@@ -38,7 +38,7 @@ class EpisodeRecord:
     """
 
     task: str
-    kind: str
+    task_type: str
     success: bool
     score: float
     answer: str
@@ -56,7 +56,7 @@ class EpisodeRecord:
         known = [turn.entropies[~np.isnan(turn.entropies)] for turn in episode.turns]
         return cls(
             task=episode.task.id,
-            kind=episode.task.kind,
+            task_type=episode.task.task_type,
             success=episode.success,
             score=float(episode.score),
             answer=episode.answer,
@@ -121,8 +121,8 @@ class Results:
     @property
     def by_type(self) -> dict[str, Rate]:
         """Success by task type."""
-        kinds = sorted({record.kind for record in self.records})
-        return {kind: Rate.of([record for record in self.records if record.kind == kind]) for kind in kinds}
+        types = sorted({record.task_type for record in self.records})
+        return {name: Rate.of([record for record in self.records if record.task_type == name]) for name in types}
 
     @property
     def reward(self) -> float:

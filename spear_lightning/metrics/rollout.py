@@ -28,8 +28,8 @@ def record_rollout(store: MetricStore, rollout: Rollout) -> None:
     _means(store, f"{prefix}/invalid", (not turn.valid for item in scored for turn in item.turns))
     _means(store, f"{prefix}/shortened", (turn.shortened != "" for item in scored for turn in item.turns))
     _means(store, f"{prefix}/response_length", (len(t.response_ids) for item in scored for t in item.turns))
-    for kind in with_families([record.kind for record in records]):
-        _means(store, f"{prefix}/success/{kind}", (each.success for each in records if belongs(each.kind, kind)))
+    for name in with_families([record.task_type for record in records]):
+        _means(store, f"{prefix}/success/{name}", (each.success for each in records if belongs(each.task_type, name)))
     entropies = [turn.entropies for item in scored for turn in item.turns if len(turn.entropies)]
     if entropies:
         _means(store, f"{prefix}/entropy", np.concatenate(entropies))

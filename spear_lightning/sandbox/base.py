@@ -9,8 +9,9 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
+
+from spear_lightning.utils.ranges import Above0, Positive, in_range
 
 INSTALL_HINT = "apt-get install bubblewrap (or your distribution's command), or pip install 'spear-lightning[math]'"
 
@@ -19,6 +20,7 @@ class SandboxError(RuntimeError):
     """The sandbox itself cannot be used: not installed, not permitted here, not containing, or not reachable."""
 
 
+@in_range
 @dataclass(frozen=True, slots=True)
 class SandboxLimits:
     """What one call may use.
@@ -33,21 +35,15 @@ class SandboxLimits:
         disk_mb: MiB of files under the call's own ``/tmp``, the only place to write; they count as memory too.
 
     Raises:
-        ValueError: a limit is not positive.
+        ValueError: a limit is out of range.
     """
 
-    wall_seconds: float = 30.0
-    cpu_seconds: int | None = None
-    memory_mb: int = 1024
-    processes: int = 16
-    output_bytes: int = 64 * 1024
-    disk_mb: int = 16
-
-    def __post_init__(self) -> None:
-        for name in ("wall_seconds", "cpu_seconds", "memory_mb", "processes", "output_bytes", "disk_mb"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be positive, not {value}")
+    wall_seconds: Above0 = 30.0
+    cpu_seconds: Positive | None = None
+    memory_mb: Positive = 1024
+    processes: Positive = 16
+    output_bytes: Positive = 64 * 1024
+    disk_mb: Positive = 16
 
     @property
     def cpu(self) -> int:
@@ -98,9 +94,7 @@ class Session(ABC):
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 
@@ -172,9 +166,7 @@ class Sandbox(ABC):
         self.open()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 

@@ -9,17 +9,12 @@ import os
 import time
 from collections.abc import Sequence
 
+from typing_extensions import override
+
 from spear_lightning.sandbox import jail
-from spear_lightning.sandbox.base import (
-    Execution,
-    Sandbox,
-    SandboxLimits,
-    Session,
-    decode,
-    join_error,
-)
+from spear_lightning.sandbox.base import Execution, SandboxLimits, Session, decode, join_error
 from spear_lightning.sandbox.inside.wire import MAX_CODE_BYTES, Action, Outcome, Reply, Request
-from spear_lightning.sandbox.selftest import verify
+from spear_lightning.sandbox.selftest import TestedSandbox
 from spear_lightning.sandbox.zygote_process import ZygoteLostError, ZygoteProcess
 
 _MIB = 1 << 20
@@ -37,7 +32,7 @@ _PRELOAD = (
 _SESSION_CPU = 64  # a session's processes may use so many times the processor time of a call
 
 
-class BubblewrapSandbox(Sandbox):
+class BubblewrapSandbox(TestedSandbox):
     """Each call in a fork of an interpreter that has its libraries loaded, under bubblewrap.
 
     It needs the program ``bwrap`` and a kernel (5.8 or newer) that lets it make namespaces: as root, or as any user
@@ -62,58 +57,40 @@ class BubblewrapSandbox(Sandbox):
         self_test: bool = True,
         executable: str | None = None,
     ) -> None:
-        super().__init__(limits)
+        super().__init__(limits, self_test)
         self.packages = tuple(packages)
         self.preload = tuple(preload)
-        self.self_test = self_test
         self.executable = executable
 
+    @override
     def _reset(self) -> None:
         super()._reset()
         self._process: ZygoteProcess | None = None
         self._sessions: set[int] = set()
         self._serials = itertools.count(1)
-        self._verified = False
 
-    def open(self) -> None:
-        """Start the zygote, and the first time try to escape from it."""
-        with self._lock:
-            self._ready()
-            if self.self_test and not self._verified:
-                self._verified = True  # the test itself makes calls
-                try:
-                    verify(self, lambda code, wall: self.call(Action.RUN, code, wall=wall))
-                except BaseException:
-                    self._verified = False
-                    self.close()
-                    raise
-
-    def run(self, code: str) -> Execution:
-        """Run a snippet in a fork of its own."""
-        self.open()
-        return self.call(Action.RUN, code)
-
+    @override
     def session(self) -> Session:
         """Begin a session: a fork that stays, and is stopped between its calls."""
         self.open()
         return BubblewrapSession(self, next(self._serials))
 
+    @override
     def close(self) -> None:
-        """Kill the zygote with everything inside."""
         with self._lock:
             process, self._process = self._process, None
             self._sessions.clear()
             if process is not None and process.owner == os.getpid():
                 process.close()
 
-    def call(self, action: Action, code: str, session: int = 0, wall: float | None = None) -> Execution:
+    @override
+    def call(self, code: str, wall: float, session: int = 0) -> Execution:
         """Send one snippet to the zygote; if that is lost over it, the next call starts another.
 
         Args:
-            action: a call of its own or one in a session.
             code: Python source.
-            session: number of the session.
-            wall: seconds by the clock; ``None`` takes the limit.
+            wall: seconds by the clock.
+            session: number of the session; 0 for a call of its own.
 
         Raises:
             SandboxError: no zygote can be started.
@@ -127,7 +104,7 @@ class BubblewrapSandbox(Sandbox):
             if session and session not in self._sessions:
                 self._sessions.add(session)
                 self._set_group_limits()
-            wall = self.limits.wall_seconds if wall is None else wall
+            action = Action.RUN_IN_SESSION if session else Action.RUN
             try:
                 reply = process.ask(Request(action, session, wall, encoded), wall)
             except ZygoteLostError as error:
@@ -157,6 +134,10 @@ class BubblewrapSandbox(Sandbox):
         """What control groups limit here, of ``pids`` and ``memory``."""
         with self._lock:
             return self._ready().group.controllers
+
+    @override
+    def _start(self) -> None:
+        self._ready()
 
     def _ready(self) -> ZygoteProcess:
         process = self._process
@@ -216,17 +197,17 @@ class BubblewrapSession(Session):
         self._number = number
         self._started = False
 
+    @override
     def run(self, code: str) -> Execution:
-        """Run a snippet over the session's variables."""
         known = self._sandbox.has_session(self._number)
-        result = self._sandbox.call(Action.RUN_IN_SESSION, code, self._number)
+        result = self._sandbox.call(code, self._sandbox.limits.wall_seconds, self._number)
         if self._started and not known:
             lost = "the session had been ended by the failure of another call; its variables were lost"
             result = Execution(result.stdout, join_error(result.error, lost), result.stderr, result.seconds)
         self._started = True
         return result
 
+    @override
     def close(self) -> None:
-        """Kill the session's processes."""
         self._started = False
         self._sandbox.end_session(self._number)

@@ -6,14 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from spear_lightning.sandbox.base import (
-    INSTALL_HINT,
-    Execution,
-    Sandbox,
-    SandboxError,
-    SandboxLimits,
-    Session,
-)
+from spear_lightning.sandbox.base import INSTALL_HINT, Execution, Sandbox, SandboxError, SandboxLimits, Session
 from spear_lightning.sandbox.bubblewrap import BubblewrapSandbox
 from spear_lightning.sandbox.monty import MontySandbox
 from spear_lightning.sandbox.remote import RemoteSandbox

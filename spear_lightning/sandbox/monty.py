@@ -6,15 +6,10 @@ import os
 import time
 from typing import Any
 
-from spear_lightning.sandbox.base import (
-    Execution,
-    Sandbox,
-    SandboxError,
-    SandboxLimits,
-    Session,
-    join_error,
-)
-from spear_lightning.sandbox.selftest import verify
+from typing_extensions import override
+
+from spear_lightning.sandbox.base import Execution, SandboxError, Session, join_error
+from spear_lightning.sandbox.selftest import TestedSandbox
 
 _MIB = 1 << 20
 _GRACE_SECONDS = 2.0
@@ -22,7 +17,7 @@ _MAX_CODE_BYTES = 1 << 20  # its parser takes memory that its own limits do not 
 _SESSIONS = 64
 
 
-class MontySandbox(Sandbox):
+class MontySandbox(TestedSandbox):
     """Calls in Monty, which knows no files, network, processes or clock but those its host gives it: none.
 
     It needs ``pip install 'spear-lightning[math]'`` and nothing else. It has ``math``, ``re``, ``json`` and parts of
@@ -34,55 +29,38 @@ class MontySandbox(Sandbox):
         self_test: whether opening it tries to escape first, and refuses to go on if that succeeds (0.4 s).
     """
 
-    def __init__(self, limits: SandboxLimits | None = None, self_test: bool = True) -> None:
-        super().__init__(limits)
-        self.self_test = self_test
-
+    @override
     def _reset(self) -> None:
         super()._reset()
         self._pool: Any = None
         self._owner = 0
-        self._verified = False
 
-    def open(self) -> None:
-        """Start Monty's processes, and the first time try to escape from them."""
-        with self._lock:
-            if self._pool is not None and self._owner == os.getpid():
-                return
-            try:
-                from pydantic_monty import Monty
-            except ImportError as error:
-                raise SandboxError("pydantic-monty is not installed: pip install 'spear-lightning[math]'") from error
-            try:
-                pool = Monty(
-                    max_processes=_SESSIONS,
-                    checkout_timeout=self.limits.wall_seconds,
-                    request_timeout=self.limits.wall_seconds + _GRACE_SECONDS,
-                )
-                pool.__enter__()
-            except (OSError, RuntimeError) as error:
-                raise SandboxError(f"pydantic-monty does not start: {error}") from error
-            self._pool, self._owner = pool, os.getpid()
-            if self.self_test and not self._verified:
-                try:
-                    verify(self, lambda code, wall: self.call(code, wall))
-                except BaseException:
-                    self.close()
-                    raise
-                self._verified = True
+    @override
+    def _start(self) -> None:
+        if self._pool is not None and self._owner == os.getpid():
+            return
+        try:
+            from pydantic_monty import Monty
+        except ImportError as error:
+            raise SandboxError("pydantic-monty is not installed: pip install 'spear-lightning[math]'") from error
+        try:
+            pool = Monty(
+                max_processes=_SESSIONS,
+                checkout_timeout=self.limits.wall_seconds,
+                request_timeout=self.limits.wall_seconds + _GRACE_SECONDS,
+            )
+            pool.__enter__()
+        except (OSError, RuntimeError) as error:
+            raise SandboxError(f"pydantic-monty does not start: {error}") from error
+        self._pool, self._owner = pool, os.getpid()
 
-    def run(self, code: str) -> Execution:
-        """Run a snippet in a fresh interpreter."""
-        self.open()
-        return self.call(code, self.limits.wall_seconds)
-
+    @override
     def session(self) -> Session:
-        """Begin a session: an interpreter that is kept."""
         self.open()
         return MontySession(self)
 
+    @override
     def close(self) -> None:
-        """End Monty's processes."""
         with self._lock:
             pool, self._pool = self._pool, None
             if pool is not None and self._owner == os.getpid():
@@ -101,13 +79,9 @@ class MontySandbox(Sandbox):
         }
         return self._pool.checkout(script_name="code.py", limits=limits)
 
+    @override
     def call(self, code: str, wall: float) -> Execution:
-        """One snippet in an interpreter that nobody used and nobody will use.
-
-        Args:
-            code: Python source.
-            wall: seconds by the clock.
-        """
+        """One snippet in an interpreter that nobody used and nobody will use."""
         with self.checkout(wall) as interpreter:
             return feed(interpreter, code, self.limits.output_bytes)[0]
 
@@ -124,8 +98,8 @@ class MontySession(Session):
         self._checkout: Any = None
         self._interpreter: Any = None
 
+    @override
     def run(self, code: str) -> Execution:
-        """Run a snippet over the session's variables."""
         if self._interpreter is None:
             self._sandbox.open()
             self._checkout = self._sandbox.checkout(self._sandbox.limits.wall_seconds)
@@ -137,8 +111,8 @@ class MontySession(Session):
         lost = join_error(result.error, "the session's variables are lost")
         return Execution(result.stdout, lost, result.stderr, result.seconds)
 
+    @override
     def close(self) -> None:
-        """Give the interpreter back, empty."""
         checkout, self._checkout, self._interpreter = self._checkout, None, None
         if checkout is not None:
             checkout.__exit__(None, None, None)

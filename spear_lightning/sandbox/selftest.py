@@ -8,10 +8,13 @@ import secrets
 import socket
 import tempfile
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from spear_lightning.sandbox.base import Execution, Sandbox, SandboxError
+from typing_extensions import override
+
+from spear_lightning.sandbox.base import Execution, Sandbox, SandboxError, SandboxLimits
 
 _LOOP_SECONDS = 0.3
 _LATE_SECONDS = 5.0
@@ -104,3 +107,56 @@ def _resources(sandbox: Sandbox, run: Run) -> Iterator[str]:
     result = run("while True:\n    pass", _LOOP_SECONDS)
     if not result.error or time.monotonic() - started > max(_LOOP_SECONDS, sandbox.limits.wall_seconds) + _LATE_SECONDS:
         yield "an endless loop was not ended"
+
+
+class TestedSandbox(Sandbox):
+    """A sandbox on this machine, which is trusted only after it failed to escape.
+
+    Args:
+        limits: what one call may use.
+        self_test: whether opening it the first time tries to escape, and refuses to go on if that succeeds.
+    """
+
+    __test__ = False  # its name is not that of a test
+
+    def __init__(self, limits: SandboxLimits | None = None, self_test: bool = True) -> None:
+        super().__init__(limits)
+        self.self_test = self_test
+
+    @override
+    def _reset(self) -> None:
+        super()._reset()
+        self._verified = False
+
+    @override
+    def open(self) -> None:
+        with self._lock:
+            self._start()
+            if self.self_test and not self._verified:
+                try:
+                    verify(self, self.call)
+                except BaseException:
+                    self.close()
+                    raise
+                self._verified = True
+
+    @override
+    def run(self, code: str) -> Execution:
+        self.open()
+        return self.call(code, self.limits.wall_seconds)
+
+    @abstractmethod
+    def _start(self) -> None:
+        """Start what has to be started, unless that was done."""
+
+    @abstractmethod
+    def call(self, code: str, wall: float) -> Execution:
+        """Run a snippet without a test of the sandbox first.
+
+        Args:
+            code: Python source.
+            wall: seconds by the clock.
+
+        Raises:
+            SandboxError: the sandbox cannot be used.
+        """

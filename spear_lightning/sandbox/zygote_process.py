@@ -13,13 +13,7 @@ import weakref
 
 from spear_lightning.sandbox.base import INSTALL_HINT, SandboxError
 from spear_lightning.sandbox.cgroups import ControlGroup
-from spear_lightning.sandbox.inside.wire import (
-    Outcome,
-    Reply,
-    Request,
-    pack_request,
-    unpack_reply,
-)
+from spear_lightning.sandbox.inside.wire import Outcome, Reply, Request, pack_request, unpack_reply
 
 _START_SECONDS = 60.0
 _GRACE_SECONDS = 3.0  # the zygote kills at the wall limit; if it does not answer so much later, the host kills both

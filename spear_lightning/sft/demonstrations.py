@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from spear_lightning.environments.alfworld.expert import SearchExpert
 from spear_lightning.environments.base import Task, TaskSuite
-from spear_lightning.environments.expert import Expert, Motive, Wandering
+from spear_lightning.environments.expert import DemonstrationNoise, Expert, Motive
 from spear_lightning.utils.randomness import stream_seed
 from spear_lightning.utils.ranges import Positive, in_range
 
@@ -139,7 +139,9 @@ class ExpertDemonstrations(Demonstrations):
     expert: type[Expert] = SearchExpert
     repetitions: Positive = 2
     max_steps: Positive = 50
-    noise: Wandering = field(default_factory=lambda: Wandering(detour=0.1, waste=0.05, blunder=0.03, fumble=0.05))
+    noise: DemonstrationNoise = field(
+        default_factory=lambda: DemonstrationNoise(detour=0.1, waste=0.05, mistake=0.03, invalid=0.05)
+    )
     learn_noise: bool = False
     validation: Annotated[float, Gt(0), Lt(1)] = 0.04
 

@@ -79,10 +79,10 @@ class WrittenSolutions(Demonstrations):
 
     def _solve(self, suite: MathProblems, task: Task, random: np.random.Generator) -> Solution:
         problem, _ = suite.pose(task.id)
-        if problem.kind not in _KINDS:
+        if problem.task_type not in _KINDS:
             raise ValueError(
                 f"environment: problems to demonstrate must be of the kinds {' and '.join(_KINDS)}, whose questions "
-                f"are an expression to compute, not {problem.kind or 'without a kind'}"
+                f"are an expression to compute, not {problem.task_type or 'without a type'}"
             )
         expression = max(_EXPRESSION.findall(problem.question), key=len)
         call = {"name": CODE_INTERPRETER.name, "arguments": {"code": f"print({expression})"}}

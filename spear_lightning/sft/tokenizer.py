@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from spear_lightning.environments.alfworld.phrases import ALFWORLD_PHRASES
+from spear_lightning.environments.alfworld.expert import ALFWORLD_PHRASES
 
 TAGS = ("<task>", "<obs>", "<action>", "</action>", "<think>", "</think>")
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"

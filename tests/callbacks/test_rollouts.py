@@ -78,7 +78,7 @@ def test_a_record_holds_what_was_played_and_what_became_of_it(tmp_path: Path) ->
         "split": "train",
         "iteration": 0,
         "rank": 0,
-        "task": {"id": "game-3", "kind": "pick", "seed": 0},
+        "task": {"id": "game-3", "task_type": "pick", "seed": 0},
         "group": 3,
         "index": 2,
         "context": "conversation",

@@ -36,7 +36,7 @@ def make_episode(
     **changes: object,
 ) -> Episode:
     values: dict[str, object] = {
-        "task": Task(id=f"game-{group}", kind="pick"),
+        "task": Task(id=f"game-{group}", task_type="pick"),
         "group": group,
         "index": index,
         "iteration": 0,

@@ -33,7 +33,7 @@ def test_shares_are_those_of_the_weights_and_no_task_is_left_out():
     ids = [task.id for task in equal.tasks("train")]
     assert len(set(ids)) == 120, "equal ids would draw equal random numbers"
     assert of(equal, "test") == {"few": 3, "many": 5}, "held-out tasks are played once, whatever the weights"
-    assert [task.kind for task in equal.tasks("test")][:3] == ["few", "many", "few"]
+    assert [task.task_type for task in equal.tasks("test")][:3] == ["few", "many", "few"]
 
 
 def test_each_task_is_played_by_its_own_environment():

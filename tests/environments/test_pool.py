@@ -313,7 +313,7 @@ def test_suites_and_arguments_that_cannot_work_are_refused() -> None:
         EnvironmentPool(Local())
     with pytest.raises(ValueError, match="workers must be at least 1, not 0"):
         EnvironmentPool(Tiny(), workers=0)
-    with pytest.raises(ValueError, match="step_timeout must be a positive number"):
+    with pytest.raises(ValueError, match="step_timeout must be above 0"):
         EnvironmentPool(Tiny(), step_timeout=0)
     with pytest.raises(TypeError, match="cannot be pickled"):
         pickle.dumps(EnvironmentPool(Tiny()))

@@ -217,8 +217,8 @@ def test_a_map_without_room_for_the_quest_is_drawn_again(monkeypatch: pytest.Mon
         ({"challenge": "chess"}, "one of coin_collector, treasure_hunter, cooking, simple; got 'chess'"),
         ({"reward": "steps"}, "reward must be"),
         ({"max_steps": 0}, "max_steps must be at least 1"),
-        ({"train": 0}, "train must be between 1 and"),
-        ({"test": 1_000_001}, "test must be between 1 and"),
+        ({"train": 0}, "train must be at least 1 and at most"),
+        ({"test": 1_000_001}, "test must be at least 1 and at most"),
     ],
 )
 def test_bad_arguments_are_named_at_once(arguments: dict[str, Any], message: str) -> None:
@@ -247,7 +247,7 @@ def test_what_textworld_does_not_take_is_named(
 
 
 def test_textworld_missing_names_the_command(cooking: TextWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(textworld_games, "find_spec", lambda name: None)
+    monkeypatch.setattr("spear_lightning.environments.base.find_spec", lambda name: None)
     for use in (TextWorld().prepare, TextWorld().make):
         with pytest.raises(ValueError, match=r"pip install 'spear-lightning\[alfworld\]'"):
             use()

@@ -13,7 +13,7 @@ from spear_lightning.metrics.intervals import bootstrap, pass_at_k
 
 def record(task: str, success: bool, answer: str = "", **changes: object) -> EpisodeRecord:
     values: dict[str, object] = {
-        "kind": "",
+        "task_type": "",
         "score": float(success),
         "turns": 2,
         "tokens": 10,
@@ -62,8 +62,8 @@ def test_majority_votes():
 def test_attempts_are_averaged_by_task():
     records = [
         *(record("easy", True, "1", turns=4, invalid=1) for _ in range(4)),
-        record("hard", True, "7", kind="other"),
-        *(record("hard", False, "8", kind="other") for _ in range(3)),
+        record("hard", True, "7", task_type="other"),
+        *(record("hard", False, "8", task_type="other") for _ in range(3)),
     ]
     found = summarize(list(reversed(records)))
     assert found == summarize(records), "the order in which ranks have played does not matter"

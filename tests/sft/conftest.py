@@ -8,10 +8,10 @@ pytest.importorskip("alfworld")
 
 from spear_lightning.environments.alfworld.generator import SceneSize
 from spear_lightning.environments.alfworld.suite import ALFWorld
-from spear_lightning.environments.expert import Wandering
+from spear_lightning.environments.expert import DemonstrationNoise
 from spear_lightning.sft.demonstrations import ExpertDemonstrations, Transcript
 
-STRAYING = Wandering(detour=0.1, waste=0.1, blunder=0.1, fumble=0.1)
+STRAYING = DemonstrationNoise(detour=0.1, waste=0.1, mistake=0.1, invalid=0.1)
 
 
 @pytest.fixture(scope="session")

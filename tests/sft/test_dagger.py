@@ -8,7 +8,7 @@ import torch
 from spear_lightning.data.samples import Sample
 from spear_lightning.environments.alfworld.expert import SearchExpert
 from spear_lightning.environments.alfworld.suite import ALFWorld
-from spear_lightning.environments.expert import Wandering
+from spear_lightning.environments.expert import DemonstrationNoise
 from spear_lightning.policy.loading import fresh_model
 from spear_lightning.sft.dagger import Dagger, play_dagger
 from spear_lightning.sft.demonstrations import ExpertDemonstrations, Transcript
@@ -51,7 +51,7 @@ def tokenizer(transcripts: list[Transcript]) -> PreTrainedTokenizerFast:
     return build_tokenizer(text for transcript in transcripts for text in transcript.texts())
 
 
-STRAIGHT = ExpertDemonstrations(noise=Wandering())
+STRAIGHT = ExpertDemonstrations(noise=DemonstrationNoise())
 
 
 def played(suite: ALFWorld, tokenizer: PreTrainedTokenizerFast, share: float) -> list[Sample]:

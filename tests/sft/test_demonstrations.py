@@ -11,12 +11,12 @@ from spear_lightning.environments.alfworld.expert import SearchExpert
 from spear_lightning.environments.alfworld.generator import SceneSize
 from spear_lightning.environments.alfworld.suite import ALFWorld
 from spear_lightning.environments.base import Observation
-from spear_lightning.environments.expert import Wandering
+from spear_lightning.environments.expert import DemonstrationNoise
 from spear_lightning.sft.demonstrations import ExpertDemonstrations, Transcript
 from spear_lightning.sft.tokenizer import build_tokenizer
 from tests.sft.conftest import STRAYING
 
-STRAIGHT = ExpertDemonstrations(noise=Wandering(), repetitions=1)
+STRAIGHT = ExpertDemonstrations(noise=DemonstrationNoise(), repetitions=1)
 ONCE = ExpertDemonstrations(noise=STRAYING, repetitions=1)
 LEARN_NOISE = ExpertDemonstrations(learn_noise=True)
 
@@ -37,10 +37,10 @@ def test_the_expert_wins_the_real_game(suite: ALFWorld) -> None:
 def test_the_expert_wins_although_it_strays(transcripts: list[Transcript]) -> None:
     assert sum(transcript.success for transcript in transcripts) >= 11
     motives = {step.motive for transcript in transcripts for step in transcript.steps}
-    assert motives == {"purpose", "stray", "fumble"}
-    fumbles = sum(step.motive == "fumble" for transcript in transcripts for step in transcript.steps)
+    assert motives == {"purpose", "stray", "invalid"}
+    invalid = sum(step.motive == "invalid" for transcript in transcripts for step in transcript.steps)
     refused = sum(transcript.refused for transcript in transcripts)
-    assert fumbles <= refused <= fumbles + 3  # beyond its fumbles, only putting a blunder back may be refused
+    assert invalid <= refused <= invalid + 3  # beyond its invalid, only putting a mistake back may be refused
 
 
 def test_the_expert_reads_nothing_but_text(suite: ALFWorld) -> None:
@@ -70,7 +70,7 @@ def test_samples_equal_what_the_agent_would_have_played(transcripts: list[Transc
 
 
 def test_only_actions_are_learned(transcripts: list[Transcript], agent: TranscriptAgent) -> None:
-    transcript = next(t for t in transcripts if {s.motive for s in t.steps} == {"purpose", "stray", "fumble"})
+    transcript = next(t for t in transcripts if {s.motive for s in t.steps} == {"purpose", "stray", "invalid"})
     purpose = ONCE.encode(transcript, agent)
     strayed = LEARN_NOISE.encode(transcript, agent)
     np.testing.assert_array_equal(purpose.ids, strayed.ids)
@@ -80,7 +80,7 @@ def test_only_actions_are_learned(transcripts: list[Transcript], agent: Transcri
         return [part.strip().removesuffix("</action>").strip() for part in text.split("<action>")[1:]]
 
     assert learned(purpose.mask) == [s.action for s in transcript.steps if s.motive == "purpose"]
-    assert learned(strayed.mask) == [s.action for s in transcript.steps if s.motive != "fumble"]
+    assert learned(strayed.mask) == [s.action for s in transcript.steps if s.motive != "invalid"]
 
 
 def test_engine_texts_survive_the_tokenizer(transcripts: list[Transcript], agent: TranscriptAgent) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from spear_lightning.environments.alfworld.expert import Goal, SearchExpert
-from spear_lightning.environments.expert import Wandering
+from spear_lightning.environments.expert import DemonstrationNoise
 
 ROOM = "You are in the middle of a room. Looking quickly around you, you see a cabinet 1, a microwave 1, and a shelf 1."
 
@@ -41,7 +41,7 @@ def test_a_room_without_receptacles_is_refused() -> None:
 
 def test_plays_from_text_alone() -> None:
     """A whole game against a script: nothing but strings goes in."""
-    expert = SearchExpert(0, Wandering(shuffle=False))
+    expert = SearchExpert(0, DemonstrationNoise(shuffle=False))
     expert.reset("heat some mug and put it in cabinet.", ROOM)
     script = [
         ("go to cabinet 1", "You arrive at cabinet 1. The cabinet 1 is closed."),
@@ -63,7 +63,7 @@ def test_plays_from_text_alone() -> None:
 
 def test_the_same_seed_strays_in_the_same_way() -> None:
     def opening(seed: int) -> list[str]:
-        expert = SearchExpert(seed, Wandering(detour=0.4, waste=0.4))
+        expert = SearchExpert(seed, DemonstrationNoise(detour=0.4, waste=0.4))
         expert.reset("put a pen in shelf.", ROOM)
         return [expert.act("Nothing happens.") for _ in range(8)]
 
@@ -71,8 +71,8 @@ def test_the_same_seed_strays_in_the_same_way() -> None:
     assert len({tuple(opening(seed)) for seed in range(5)}) > 1
 
 
-def test_wandering_out_of_range_is_named() -> None:
-    with pytest.raises(ValueError, match=r"wandering\.waste"):
-        Wandering(waste=1.2)
+def test_noise_out_of_range_is_named() -> None:
+    with pytest.raises(ValueError, match=r"DemonstrationNoise\.waste must be at least 0 and below 1"):
+        DemonstrationNoise(waste=1.2)
     with pytest.raises(ValueError, match="sum"):
-        Wandering(detour=0.5, waste=0.5)
+        DemonstrationNoise(detour=0.5, waste=0.5)

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from spear_lightning.environments.alfworld.suite import ALFWorld
-from spear_lightning.environments.expert import Wandering
+from spear_lightning.environments.expert import DemonstrationNoise
 from spear_lightning.sft.demonstrations import ExpertDemonstrations
 from spear_lightning.sft.evaluation import HeldOut
 from spear_lightning.sft.module import Optimization
@@ -28,7 +28,7 @@ TINY = {
 
 def miniature(suite: ALFWorld, folder: Path, **changes: Any) -> SFTResult:
     settings: dict[str, Any] = {
-        "demonstrations": ExpertDemonstrations(noise=Wandering(shuffle=False)),
+        "demonstrations": ExpertDemonstrations(noise=DemonstrationNoise(shuffle=False)),
         "model": TINY,
         "optimization": Optimization(epochs=1),
         "held_out": HeldOut(tasks=4, temperatures=(), max_turns=3),

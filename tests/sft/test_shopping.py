@@ -6,7 +6,7 @@ import pytest
 
 from spear_lightning.agents.transcript import TranscriptAgent
 from spear_lightning.environments.alfworld.expert import SearchExpert
-from spear_lightning.environments.expert import Wandering
+from spear_lightning.environments.expert import DemonstrationNoise
 from spear_lightning.environments.webshop import WebShop
 from spear_lightning.environments.webshop.expert import ShoppingExpert
 from spear_lightning.environments.webshop.session import parse_action
@@ -18,7 +18,7 @@ from spear_lightning.sft.tokenizer import build_tokenizer
 def transcripts(tmp_path_factory: pytest.TempPathFactory) -> list[Transcript]:
     cache = str(tmp_path_factory.mktemp("cache"))
     suite = WebShop(products=68, goals="synthetic", test=1, validation=1, train=40, cache_dir=cache)
-    settings = ExpertDemonstrations(ShoppingExpert, repetitions=1, max_steps=15, noise=Wandering(fumble=0.1))
+    settings = ExpertDemonstrations(ShoppingExpert, repetitions=1, max_steps=15, noise=DemonstrationNoise(invalid=0.1))
     return settings.play(suite, suite.tasks("train"), workers=0, seed=0)
 
 
@@ -37,7 +37,7 @@ def test_what_is_learned_are_its_actions_in_whole_words(transcripts: list[Transc
     agent.bind(build_tokenizer(texts, phrases=ShoppingExpert.phrases, min_count=1))
     for transcript in transcripts[:10]:
         sample = ExpertDemonstrations(learn_noise=True).encode(transcript, agent)
-        purposes = [step.action for step in transcript.steps if step.motive != "fumble"]
+        purposes = [step.action for step in transcript.steps if step.motive != "invalid"]
         tokens = agent.tokenizer.convert_ids_to_tokens(sample.ids[sample.mask].tolist())
         assert tokens.count("<action>") == len(purposes)
         learned = [

@@ -11,9 +11,9 @@ Processes only: the translator is not thread-safe.
 from __future__ import annotations
 
 import contextlib
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from textworld.envs.pddl.logic import Atom, PddlState
 from textworld.logic import Action, Placeholder, Proposition, State, Type, Variable
 
 from spear_lightning.environments.alfworld.games import read_game
-from spear_lightning.environments.alfworld.grammar import Logic, LogicParser, Parses
+from spear_lightning.environments.alfworld.grammar import Logic, parse_logic
 from spear_lightning.environments.alfworld.planner_library import load_library
 from spear_lightning.environments.alfworld.translation import (
     Translation,
@@ -74,9 +74,7 @@ class GameCache:
 
     def __init__(self, translations: Path | None = None, capacity: int = 64) -> None:
         self._store = TranslationStore(translations)
-        self._parser = LogicParser(Parses())
-        self._games: OrderedDict[str, LoadedGame] = OrderedDict()
-        self._capacity = capacity
+        self.load = lru_cache(maxsize=capacity)(self._load)
         self._libraries: list[Any] = []
 
     def borrow_library(self) -> Any:
@@ -87,19 +85,13 @@ class GameCache:
         """Take back a copy of the planner that its environment no longer needs."""
         self._libraries.append(library)
 
-    def load(self, path: str) -> LoadedGame:
+    def _load(self, path: str) -> LoadedGame:
         """The game in the file ``path``.
 
         Raises:
             ValueError: the file is missing or is not a game; the message names it.
         """
-        game = self._games.get(path)
-        if game is None:
-            game = self._games[path] = self.prepare(read_game(Path(path)), path)
-            while len(self._games) > self._capacity:
-                self._games.popitem(last=False)
-        self._games.move_to_end(path)
-        return game
+        return self.prepare(read_game(Path(path)), path)
 
     def prepare(self, data: Mapping[str, Any], source: str = "game") -> LoadedGame:
         """Parse and translate a game.
@@ -113,7 +105,7 @@ class GameCache:
                 ``source``.
         """
         try:
-            logic = self._parser.parse(data["grammar"])
+            logic = parse_logic(data["grammar"])
             translation = self._store.get(data["pddl_domain"], data["pddl_problem"])
         except UnsolvableGameError as error:
             raise UnsolvableGameError(f"{source}: this game cannot be played: {error}") from error
@@ -357,28 +349,21 @@ def make_engine(cache: GameCache, infos: textworld.EnvInfos | None = None) -> Al
     return AlfredInfos(AlfredDemangler(CachedPddlEnv(infos, cache)))
 
 
-class Planner:
-    """Fast Downward's planner, as TextWorld uses it, to prove that games can be won.
+def solve(cache: GameCache, games: Iterable[Mapping[str, Any]]) -> Iterator[list[str]]:
+    """Fast Downward's planner, as TextWorld uses it, proves that games can be won.
 
     Args:
         cache: where translations are kept.
+        games: entries of game files.
+
+    Yields:
+        Commands that win each game from its start; none if it cannot be won.
     """
-
-    def __init__(self, cache: GameCache) -> None:
-        self._env = make_engine(cache, textworld.EnvInfos(policy_commands=True))
-
-    def solve(self, game: Mapping[str, Any]) -> list[str]:
-        """Commands that win a game from its start; empty if it cannot be won.
-
-        Args:
-            game: entries of a game file.
-        """
-        try:
-            self._env.load(game)
-        except UnsolvableGameError:
-            return []
-        return list(self._env.reset()["policy_commands"])
-
-    def close(self) -> None:
-        """Give the planner back."""
-        self._env.close()
+    with contextlib.closing(make_engine(cache, textworld.EnvInfos(policy_commands=True))) as engine:
+        for game in games:
+            try:
+                engine.load(game)
+            except UnsolvableGameError:  # noqa: PERF203 - a game takes far longer
+                yield []
+            else:
+                yield list(engine.reset()["policy_commands"])

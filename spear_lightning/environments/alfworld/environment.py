@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import string
 from pathlib import Path
 from typing import Any
 
-import gymnasium
-from gymnasium.error import ResetNeeded
-from gymnasium.spaces import Text
+from typing_extensions import override
 
 from spear_lightning.environments.alfworld.engine import GameCache, make_engine
 from spear_lightning.environments.alfworld.games import GAME_FILE
+from spear_lightning.environments.text import TextEnv
 
 _TASK_MARK = "Your task is to:"
-_LONGEST = 100_000  # characters; a bound that Gymnasium's text space asks for
 
 
-class ALFWorldEnv(gymnasium.Env[str, str]):
+class ALFWorldEnv(TextEnv):
     """One household game at a time, on the real ALFWorld engine.
 
     ``info`` carries ``admissible_actions`` (list of str, without ``help``), ``won`` (bool), ``anchor`` (the
@@ -32,72 +29,35 @@ class ALFWorldEnv(gymnasium.Env[str, str]):
     """
 
     def __init__(self, root: Path, cache: GameCache, max_steps: int = 50) -> None:
-        self.observation_space = Text(_LONGEST, charset=string.printable)
-        self.action_space = Text(_LONGEST, min_length=0, charset=string.printable)
+        super().__init__(max_steps)
         self._root = root
-        self._max_steps = max_steps
         self._engine: Any = make_engine(cache)
-        self._loaded = ""
-        self._task = ""
-        self._steps = 0
-        self._over = True
+        self._instruction = ""
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        """Start a game.
-
-        Args:
-            seed: accepted for Gymnasium's sake; a game has no chance in it.
-            options: ``{"task": id}``; without it, the last game again.
-
-        Returns:
-            The first observation and ``info``.
-
-        Raises:
-            ValueError: no game of that id, or a game that cannot be read; the message names the file.
-        """
-        super().reset(seed=seed)
-        task = str((options or {}).get("task", self._loaded))
-        if not task:
-            raise ValueError('ALFWorldEnv.reset needs options={"task": <id>}, an id of ALFWorld.tasks(split)')
-        if task != self._loaded:
-            self._loaded = ""
+    @override
+    def _begin(self, task: str) -> str:
+        if task != self._task:
+            self._task = ""  # a game that cannot be loaded leaves none
             self._engine.load(str(self._root / task / GAME_FILE))
-            self._loaded = task
-        state = self._engine.reset()
-        self._task = state.feedback.partition(_TASK_MARK)[2].strip()
-        self._steps = 0
-        self._over = False
-        return state.feedback, self._info(state)
+        self._state = self._engine.reset()
+        self._instruction = self._state.feedback.partition(_TASK_MARK)[2].strip()
+        return str(self._state.feedback)
 
-    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Carry out a command.
+    @override
+    def _act(self, action: str) -> tuple[str, float, bool]:
+        self._state, score, won = self._engine.step(action)
+        return str(self._state.feedback), float(score), bool(won)
 
-        Args:
-            action: the command, as a model wrote it.
-
-        Returns:
-            Observation, reward, whether the game is won, whether the step limit cut it, ``info``.
-
-        Raises:
-            gymnasium.error.ResetNeeded: the episode is over or was never started.
-        """
-        if self._over:
-            raise ResetNeeded("the episode is over: call reset first")
-        state, score, won = self._engine.step(action if isinstance(action, str) else "")
-        self._steps += 1
-        truncated = not won and self._steps >= self._max_steps
-        self._over = won or truncated
-        return state.feedback, float(score), bool(won), truncated, self._info(state)
-
-    def _info(self, state: Any) -> dict[str, Any]:
+    @override
+    def _info(self) -> dict[str, Any]:
         return {
-            "admissible_actions": [command for command in state["admissible_commands"] if command != "help"],
-            "won": bool(state["won"]),
-            "anchor": state.feedback,
-            "task": self._task,
-            "task_type": Path(self._loaded).parent.name.partition("-")[0],
+            "admissible_actions": [command for command in self._state["admissible_commands"] if command != "help"],
+            "won": bool(self._state["won"]),
+            "anchor": self._state.feedback,
+            "task": self._instruction,
+            "task_type": Path(self._task).parent.name.partition("-")[0],
         }
 
+    @override
     def close(self) -> None:
-        """Give the engine back to the cache."""
-        self._engine.close()
+        self._engine.close()  # gives the planner back to the cache

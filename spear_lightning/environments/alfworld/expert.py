@@ -7,14 +7,48 @@ policy that clones them learns to guess. This expert has to search, so what it d
 
 from __future__ import annotations
 
-import random
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from spear_lightning.environments.alfworld.phrases import ALFWORLD_PHRASES
-from spear_lightning.environments.expert import Expert, Motive, Wandering
+from typing_extensions import override
+
+from spear_lightning.environments.expert import DemonstrationNoise, Expert
+
+ALFWORLD_PHRASES = (
+    "-= welcome to textworld, alfred! =-\n\nyou are in the middle of a room.",
+    "you are in the middle of a room.",
+    "looking quickly around you,",
+    "you see",
+    "you arrive at",
+    "you open the",
+    "you close the",
+    "you pick up the",
+    "you move the",
+    "you clean the",
+    "you heat the",
+    "you cool the",
+    "you turn on the",
+    "you turn off the",
+    "you are carrying:",
+    "you are not carrying anything",
+    "you are facing the",
+    "next to it,",
+    "nothing happens",
+    "there's nothing special about",
+    "is open",
+    "is closed",
+    "this is a",
+    "in it,",
+    "on the",
+    "from the",
+    "to the",
+    "using the",
+    "go to",
+    "put it in",
+    "put them in",
+)
+"""Set phrases of the ALFWorld engine; each becomes one token (where it is preceded by a space)."""
 
 Treatment = Literal["", "clean", "heat", "cool", "light"]
 
@@ -105,8 +139,8 @@ class SearchExpert(Expert):
             action = expert.act(observation_after(action))
 
     Args:
-        seed: of the order of search and of all wandering.
-        wandering: how demonstrations stray; by default not at all.
+        seed: of the order of search and of all noise.
+        noise: how demonstrations stray; by default not at all.
 
     Attributes:
         motive: why the latest action was chosen.
@@ -114,54 +148,38 @@ class SearchExpert(Expert):
 
     phrases = ALFWORLD_PHRASES
 
-    def __init__(self, seed: int, wandering: Wandering = Wandering()) -> None:  # noqa: B008 - frozen
-        self._random = random.Random(seed)
-        self._wandering = wandering
+    @override
+    def __init__(self, seed: int, noise: DemonstrationNoise = DemonstrationNoise()) -> None:  # noqa: B008 - frozen
+        super().__init__(seed, noise)
         self._goal = Goal("", "")
         self._know = _Beliefs([])
         self._queue: list[str] = []
         self._action = ""
         self._begun = False
-        self.motive: Motive = "purpose"
 
+    @override
     def reset(self, task: str, observation: str) -> None:
-        """Start an episode.
-
-        Args:
-            task: the instruction.
-            observation: first observation, with the list of receptacles.
-
-        Raises:
-            ValueError: the instruction cannot be read, or the observation lists no receptacle.
-        """
         self._goal = Goal.parse(task)
         receptacles = _THING.findall(observation.lower())
         if not receptacles:
             raise ValueError(f"The search expert found no receptacle in the first observation: {observation[:200]!r}.")
         self._know = _Beliefs(receptacles)
         self._queue = list(receptacles)
-        if self._wandering.shuffle:
+        if self._noise.shuffle:
             self._random.shuffle(self._queue)
         self._begun = False
 
+    @override
     def act(self, observation: str = "") -> str:
-        """Read what the previous action brought about and choose the next one.
-
-        Args:
-            observation: answer to the previous action; ignored at the first call.
-
-        Returns:
-            An action in the engine's own words.
-        """
         if self._begun:
             self._read(observation.lower())
         self._begun = True
-        self.motive, self._action = self._stray() or ("purpose", self._advance())
+        self._action = self._choose()
         return self._action
 
+    @override
     def overrule(self, action: str) -> None:
-        """Not the move that :meth:`act` chose was made, but this one; the next observation answers it."""
-        self.motive, self._action = "fumble", action
+        self.motive, self._action = "invalid", action
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -169,7 +187,7 @@ class SearchExpert(Expert):
         know, words = self._know, self._action.split()
         verb, name = words[0] if words else "", " ".join(words[1:3])
         if text.startswith("nothing happens"):
-            if self.motive == "fumble":
+            if self.motive == "invalid":
                 return  # as expected
             if verb == "move":  # this receptacle does not take this object
                 know.futile.add((know.held, know.here))
@@ -208,8 +226,8 @@ class SearchExpert(Expert):
 
     # -- acting -------------------------------------------------------------------------------------------------
 
+    @override
     def _advance(self) -> str:
-        """The next action that serves the goal."""
         goal, know = self._goal, self._know
         if know.held and noun(know.held) != goal.object:
             return self._put_back()
@@ -285,37 +303,25 @@ class SearchExpert(Expert):
 
     # -- straying -----------------------------------------------------------------------------------------------
 
-    def _stray(self) -> tuple[Motive, str] | None:
-        """One of the ways to stray and why, or nothing."""
-        draw, ways = self._random.random(), self._wandering
-        choices: tuple[tuple[float, Motive, Callable[[], list[str]]], ...] = (
-            (ways.detour, "stray", self._detours),
-            (ways.waste, "stray", self._wasted_moves),
-            (ways.blunder, "stray", self._blunders),
-            (ways.fumble, "fumble", self._fumbles),
-        )
-        for chance, motive, options in choices:
-            if draw < chance:
-                actions = options()
-                return (motive, self._random.choice(actions)) if actions else None
-            draw -= chance
-        return None
-
+    @override
     def _detours(self) -> list[str]:
         return [self._go(place) for place in self._know.receptacles if place != self._know.here]
 
+    @override
     def _wasted_moves(self) -> list[str]:
         know = self._know
         return ["look", "inventory", *(f"examine {thing}" for thing in (know.here, know.held) if thing)]
 
-    def _blunders(self) -> list[str]:
+    @override
+    def _mistakes(self) -> list[str]:
         know = self._know
         if know.held or know.here in know.closed:
             return []
         wrong = [o for o in know.contents.get(know.here, []) if noun(o) != self._goal.object and "lamp" not in o]
         return [f"take {thing} from {know.here}" for thing in wrong]
 
-    def _fumbles(self) -> list[str]:
+    @override
+    def _invalid_actions(self) -> list[str]:
         know, goal = self._know, self._goal
         absent = f"{goal.object} 1"
         options = []

@@ -89,26 +89,28 @@ def read_split(root: Path, split: Split, task_types: Sequence[str]) -> GameList:
             f"ALFWorld's {split} games are not at {folder}; run `alfworld-download --data-dir {root}`, or set data_dir "
             "(default: $ALFWORLD_DATA) to the folder that holds json_2.1.1"
         )
-    found: dict[str, list[str]] = {kind: [] for kind in task_types}
+    found: dict[str, list[str]] = {task_type: [] for task_type in task_types}
     unsolvable = unsupported = other = 0
     for trial in _trials(folder):
         name = trial.relative_to(folder).as_posix()
         if "movable" in name or "Sliced" in name:
             unsupported += 1
             continue
-        kind = read_json(trial / TRAJECTORY_FILE).get("task_type")
-        if kind not in TASK_TYPES:
-            raise ValueError(f"{trial / TRAJECTORY_FILE}: unknown task_type {kind!r}; known: {', '.join(TASK_TYPES)}")
-        if kind not in found:
+        task_type = read_json(trial / TRAJECTORY_FILE).get("task_type")
+        if task_type not in TASK_TYPES:
+            raise ValueError(
+                f"{trial / TRAJECTORY_FILE}: unknown task_type {task_type!r}; known: {', '.join(TASK_TYPES)}"
+            )
+        if task_type not in found:
             other += 1
         elif not read_game(trial / GAME_FILE).get("solvable"):
             unsolvable += 1
         else:
-            found[kind].append(trial.relative_to(root).as_posix())
+            found[task_type].append(trial.relative_to(root).as_posix())
     games = tuple(
         chain.from_iterable(
             (pair for pair in turn if pair is not None)
-            for turn in zip_longest(*([(name, kind) for name in names] for kind, names in found.items()))
+            for turn in zip_longest(*([(name, task_type) for name in names] for task_type, names in found.items()))
         )
     )
     if not games:

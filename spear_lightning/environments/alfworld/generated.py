@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -12,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from itertools import chain, repeat
+from itertools import chain, repeat, tee
 from pathlib import Path
 
 from spear_lightning.environments.alfworld.games import read_json, write_game
@@ -82,14 +81,14 @@ def make_game_set(root: Path, games: GameSet, label: str) -> list[tuple[str, str
     except OSError as error:
         raise ValueError(f"cannot write generated ALFWorld games under {root} ({error}): set cache_dir") from error
     entries = read_json(folder / _INDEX)["games"]
-    return [(f"{name}/{game}", kind) for game, kind in entries]
+    return [(f"{name}/{game}", task_type) for game, task_type in entries]
 
 
 def _generate(root: Path, folder: Path, games: GameSet, label: str) -> None:
     entries = []
     for game, walkthrough in _progress(_solved(games, root / "translations"), games.count, label):
         path = write_game(folder, game, walkthrough)
-        entries.append((path.relative_to(folder).as_posix(), game.kind))
+        entries.append((path.relative_to(folder).as_posix(), game.task_type))
     settings = {"settings": asdict(games), "games": entries}
     (folder / _INDEX).write_text(json.dumps(settings, indent=1), encoding="utf-8")
 
@@ -120,15 +119,17 @@ def solved_games(translations: Path | None, recipes: Iterable[Recipe]) -> Iterat
     Yields:
         Each game with the planner's walkthrough, which is never empty.
     """
-    from spear_lightning.environments.alfworld.engine import GameCache, Planner
+    from spear_lightning.environments.alfworld.engine import GameCache, solve
 
-    with contextlib.closing(Planner(GameCache(translations))) as planner:
-        for kind, seed, scene in recipes:
-            game = generate_game(kind, seed, scene)
-            walkthrough = planner.solve(game.entries)
-            if not walkthrough:
-                raise RuntimeError(f"the planner cannot win the game {kind}, seed {seed}: the generator is at fault")
-            yield game, walkthrough
+    drawn, entries = tee(generate_game(*recipe) for recipe in recipes)
+    for game, walkthrough in zip(
+        drawn, solve(GameCache(translations), (game.entries for game in entries)), strict=True
+    ):
+        if not walkthrough:
+            raise RuntimeError(
+                f"the planner cannot win the game {game.task_type}, {game.trial}: the generator is at fault"
+            )
+        yield game, walkthrough
 
 
 def _progress(

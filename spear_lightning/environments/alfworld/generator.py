@@ -56,7 +56,7 @@ class GeneratedGame:
     Attributes:
         name: folder name in the official style, ``<task>-<object>-None-<receptacle or lamp>-<scene>``.
         trial: name of the trial folder; unique per seed.
-        kind: task type.
+        task_type: task type.
         domain: PDDL domain text.
         grammar: TextWorld grammar with the task's instruction filled in.
         problem: PDDL problem text.
@@ -67,7 +67,7 @@ class GeneratedGame:
 
     name: str
     trial: str
-    kind: str
+    task_type: str
     domain: str
     grammar: str
     problem: str
@@ -89,7 +89,7 @@ class GeneratedGame:
         return json.dumps(
             {
                 "task_id": self.trial,
-                "task_type": self.kind,
+                "task_type": self.task_type,
                 "pddl_params": self.parameters,
                 "scene": {"floor_plan": f"FloorPlan{self.scene}", "scene_num": self.scene},
                 "turk_annotations": {"anns": [{"task_desc": self.instruction, "high_descs": []}]},
@@ -135,36 +135,36 @@ class _Goal:
     appliance: str = ""
 
 
-def generate_game(kind: str, seed: int, size: SceneSize | None = None) -> GeneratedGame:
+def generate_game(task_type: str, seed: int, size: SceneSize | None = None) -> GeneratedGame:
     """Draw one game.
 
     Args:
-        kind: one of :data:`~spear_lightning.environments.alfworld.rooms.TASK_TYPES`.
-        seed: names the game; equal ``(kind, seed, size)`` give equal games.
+        task_type: one of :data:`~spear_lightning.environments.alfworld.rooms.TASK_TYPES`.
+        seed: names the game; equal ``(task_type, seed, size)`` give equal games.
         size: how large the room is; default :class:`SceneSize`.
 
     Returns:
         The game. It is solvable by construction, but only the planner's proof makes it official.
 
     Raises:
-        ValueError: ``kind`` is not a task type.
+        ValueError: ``task_type`` is not a task type.
     """
-    if kind not in TASK_TYPES:
-        raise ValueError(f"unknown ALFWorld task type {kind!r}; known: {', '.join(TASK_TYPES)}")
+    if task_type not in TASK_TYPES:
+        raise ValueError(f"unknown ALFWorld task type {task_type!r}; known: {', '.join(TASK_TYPES)}")
     from alfworld.gen import constants
 
     size = size or SceneSize()
-    rng = random.Random(stream_seed("alfworld", kind, seed))
+    rng = random.Random(stream_seed("alfworld", task_type, seed))
     for _ in range(_ATTEMPTS):
-        room_name = rng.choice(sorted(constants.GOALS_VALID[kind]))
+        room_name = rng.choice(sorted(constants.GOALS_VALID[task_type]))
         room = ROOMS[room_name]
-        goal = _draw_goal(kind, room, rng)
+        goal = _draw_goal(task_type, room, rng)
         if goal is None:
             continue
-        scene = _draw_scene(kind, room, goal, size, rng)
+        scene = _draw_scene(task_type, room, goal, size, rng)
         if scene is not None:
-            return _write(kind, seed, goal, scene, rng.choice(list(constants.SCENE_TYPE[room_name])), rng)
-    raise RuntimeError(f"no room was found for {kind}, seed {seed}")  # a hole in rooms.ROOMS
+            return _write(task_type, seed, goal, scene, rng.choice(list(constants.SCENE_TYPE[room_name])), rng)
+    raise RuntimeError(f"no room was found for {task_type}, seed {seed}")  # a hole in rooms.ROOMS
 
 
 def _fits(receptacle: str, type_name: str) -> bool:
@@ -173,10 +173,10 @@ def _fits(receptacle: str, type_name: str) -> bool:
     return type_name in constants.VAL_RECEPTACLE_OBJECTS.get(receptacle, ())
 
 
-def _draw_goal(kind: str, room: Room, rng: random.Random) -> _Goal | None:
+def _draw_goal(task_type: str, room: Room, rng: random.Random) -> _Goal | None:
     from alfworld.gen import constants
 
-    appliance, affordance = _APPLIANCES.get(kind, ("", ""))
+    appliance, affordance = _APPLIANCES.get(task_type, ("", ""))
     if appliance and appliance not in room.receptacles:
         return None
     target = rng.choice(room.objects)
@@ -184,7 +184,7 @@ def _draw_goal(kind: str, room: Room, rng: random.Random) -> _Goal | None:
         return None
     # A target that starts in the appliance or at its destination would make the task trivial or ambiguous.
     places = [receptacle for receptacle in room.receptacles if _fits(receptacle, target) and receptacle != appliance]
-    if kind == "look_at_obj_in_light":
+    if task_type == "look_at_obj_in_light":
         return _Goal(target, tuple(places), lamp=rng.choice(LAMPS)) if places else None
     if len(places) < 2:
         return None
@@ -192,7 +192,7 @@ def _draw_goal(kind: str, room: Room, rng: random.Random) -> _Goal | None:
     return _Goal(target, tuple(r for r in places if r != parent), parent=parent, appliance=appliance)
 
 
-def _draw_scene(kind: str, room: Room, goal: _Goal, size: SceneSize, rng: random.Random) -> _Scene | None:
+def _draw_scene(task_type: str, room: Room, goal: _Goal, size: SceneSize, rng: random.Random) -> _Scene | None:
     scene = _Scene(rng)
     needed = [rng.choice(goal.sources), *filter(None, (goal.parent, goal.appliance))]
     if goal.lamp:
@@ -210,7 +210,7 @@ def _draw_scene(kind: str, room: Room, goal: _Goal, size: SceneSize, rng: random
         left[type_name] -= 1
 
     sources = scene.of_type(*goal.sources)
-    for _ in range(2 if kind == "pick_two_obj_and_place" else rng.randint(1, 2)):
+    for _ in range(2 if task_type == "pick_two_obj_and_place" else rng.randint(1, 2)):
         scene.put(goal.target, sources)
     if goal.lamp:
         scene.put(goal.lamp, scene.of_type(*LAMP_STANDS))
@@ -227,7 +227,7 @@ def _draw_scene(kind: str, room: Room, goal: _Goal, size: SceneSize, rng: random
     return scene
 
 
-def _write(kind: str, seed: int, goal: _Goal, scene: _Scene, plan: int, rng: random.Random) -> GeneratedGame:
+def _write(task_type: str, seed: int, goal: _Goal, scene: _Scene, plan: int, rng: random.Random) -> GeneratedGame:
     from alfworld.gen import constants, goal_library
     from alfworld.info import ALFRED_PDDL_PATH, ALFRED_TWL2_PATH
 
@@ -264,17 +264,17 @@ def _write(kind: str, seed: int, goal: _Goal, scene: _Scene, plan: int, rng: ran
     declarations += [f"{location} # location" for location in (start, *locations.values())]
 
     words = {"obj": goal.target, "recep": goal.parent, "toggle": goal.lamp, "mrecep": ""}
-    goal_text = goal_library.gdict[kind]["pddl"].format(**words)
-    templates = goal_library.gdict[kind]["templates"]
+    goal_text = goal_library.gdict[task_type]["pddl"].format(**words)
+    templates = goal_library.gdict[task_type]["templates"]
     instruction = rng.choice(templates).format(**{name: word.lower() for name, word in words.items()})
     trial = f"trial_T{seed:08d}"
     lines = [f"(define (problem plan_{trial})", "(:domain alfred)", "(:objects", *declarations, ")", "(:init"]
     lines += [*(f"({fact})" for fact in facts), ")", goal_text]
     with open(ALFRED_PDDL_PATH, encoding="utf-8") as domain, open(ALFRED_TWL2_PATH, encoding="utf-8") as grammar:
         return GeneratedGame(
-            name=f"{kind}-{goal.target}-None-{goal.parent or goal.lamp}-{plan}",
+            name=f"{task_type}-{goal.target}-None-{goal.parent or goal.lamp}-{plan}",
             trial=trial,
-            kind=kind,
+            task_type=task_type,
             domain=domain.read(),
             grammar=grammar.read().replace("UNKNOWN GOAL", instruction),
             problem=_escape("\n".join(lines)),

@@ -8,6 +8,7 @@ result is compared with the stock engine's, transcript by transcript, in the tes
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,34 +23,22 @@ Context = dict[str, Any]
 """TextWorld's derivation context: ``state``, ``facts``, ``variables``, ``mapping`` and ``entity_infos``."""
 
 
-class Parses:
-    """Memory of what TextWorld's parsers made of a text: symbols, queries and expressions. Shared by all games."""
+# What TextWorld's parsers made of a text is remembered, for all games of a process.
+@functools.cache
+def _symbols(text: str) -> tuple[Any, ...]:
+    return tuple(textgen._parse_and_convert(text, rule_name="symbols"))
 
-    def __init__(self) -> None:
-        self._symbols: dict[str, tuple[Any, ...]] = {}
-        self._queries: dict[str, Any] = {}
-        self._code: dict[str, CodeType] = {}
 
-    def symbols(self, text: str) -> tuple[Any, ...]:
-        """The symbols of a template."""
-        found = self._symbols.get(text)
-        if found is None:
-            found = self._symbols[text] = tuple(textgen._parse_and_convert(text, rule_name="symbols"))
-        return found
+@functools.cache
+def _query(text: str) -> Any:
+    """The conjunctive query of a condition, as a TextWorld rule."""
+    return Rule.parse_conjunctive_query(text)
 
-    def query(self, text: str) -> Any:
-        """The conjunctive query of a condition, as a TextWorld rule."""
-        found = self._queries.get(text)
-        if found is None:
-            found = self._queries[text] = Rule.parse_conjunctive_query(text)
-        return found
 
-    def code(self, text: str) -> CodeType:
-        """The compiled expression between braces."""
-        found = self._code.get(text)
-        if found is None:
-            found = self._code[text] = compile(text.strip(), "<grammar>", "eval")
-        return found
+@functools.cache
+def _code(text: str) -> CodeType:
+    """The compiled expression between braces."""
+    return compile(text.strip(), "<grammar>", "eval")
 
 
 _SEPARATORS = _LIST_EMPTY, _LIST_SEPARATOR, _LIST_LAST = tuple(
@@ -77,12 +66,10 @@ class SharedGrammar:
 
     Args:
         rules: production rules by left-hand side, as TextWorld parsed them.
-        parses: memory of parsed texts.
     """
 
-    def __init__(self, rules: dict[str, list[Any]], parses: Parses) -> None:
+    def __init__(self, rules: dict[str, list[Any]]) -> None:
         self._rules = rules
-        self._parses = parses
 
     def derive(self, start: str, context: Context) -> str:
         """Expand a template.
@@ -97,7 +84,7 @@ class SharedGrammar:
         Raises:
             textworld.envs.pddl.textgen.CSGUnknownSymbolError: the template names a symbol without a rule.
         """
-        pending = [(symbol, context) for symbol in reversed(self._parses.symbols(start))]
+        pending = [(symbol, context) for symbol in reversed(_symbols(start))]
         derived: list[str] = []
         while pending:
             symbol, context = pending.pop()
@@ -114,7 +101,7 @@ class SharedGrammar:
         predicates: set[str] = set()
         placeholders: set[tuple[str, str]] = set()
         names: set[str] = set()
-        for symbol in self._parses.symbols(template):
+        for symbol in _symbols(template):
             inner = symbol
             if isinstance(symbol, textgen.ListSymbol):
                 if not all(self._is_plain(separator.symbol) for separator in _SEPARATORS):
@@ -122,7 +109,7 @@ class SharedGrammar:
                 inner = symbol.symbol
             if isinstance(inner, textgen.ConditionalSymbol):
                 if inner.given:
-                    for predicate in self._parses.query(inner.given).preconditions:
+                    for predicate in _query(inner.given).preconditions:
                         predicates.add(predicate.name.removeprefix("not_"))
                         placeholders.update((parameter.name, parameter.type) for parameter in predicate.parameters)
                 inner = inner.expression
@@ -145,13 +132,13 @@ class SharedGrammar:
         raise textgen.CSGUnknownSymbolError(symbol)
 
     def _holds(self, condition: str, context: Context) -> bool:
-        query = self._parses.query(condition)
+        query = _query(condition)
         return next(iter(context["state"].all_assignments(query, context["mapping"])), None) is not None
 
     def _parts(self, symbol: Any, context: Context) -> Iterator[tuple[Any, Context]]:
         if isinstance(symbol, textgen.EvalSymbol):
             # Bound variables come first, then the module's names, as in stock TextWorld.
-            value = eval(self._parses.code(symbol.expression), vars(textgen), context["variables"])
+            value = eval(_code(symbol.expression), vars(textgen), context["variables"])
             yield textgen.TerminalSymbol(value), context
         elif isinstance(symbol, textgen.ConditionalSymbol):
             for bound in self._bindings(symbol.given, context) if symbol.given else (context,):
@@ -163,7 +150,7 @@ class SharedGrammar:
 
     def _bindings(self, given: str, context: Context) -> Iterator[Context]:
         infos = context["entity_infos"]
-        for mapping in context["state"].all_assignments(self._parses.query(given), context["mapping"]):
+        for mapping in context["state"].all_assignments(_query(given), context["mapping"]):
             variables = {placeholder.name: infos[variable.name] for placeholder, variable in mapping.items()}
             yield {
                 **context,
@@ -204,45 +191,29 @@ class Logic:
 # The one place where ALFWorld's grammars differ from game to game, if the instruction is plain words.
 _INSTRUCTION = re.compile(r'("rhs": "Your task is to: )([\w ,\'.-]+)(")')
 _PLACEHOLDER = "UNKNOWN GOAL."
-_GRAMMARS_KEPT = 32
 
 
-class LogicParser:
-    """Parses grammar texts, each one once; texts that differ only in the task's instruction count as one.
+def parse_logic(text: str) -> Logic:
+    """Parse a game's grammar, each text once; texts that differ only in the task's instruction count as one.
 
     Args:
-        parses: memory of parsed texts.
+        text: the ``grammar`` entry of a ``game.tw-pddl``.
+
+    Returns:
+        Its actions and grammar; the type hierarchy is empty and the caller's own.
     """
+    found = _INSTRUCTION.findall(text)
+    if len(found) != 1:
+        actions, rules = _parsed(text)
+        return Logic(actions, SharedGrammar(rules))
+    actions, rules = _parsed(_INSTRUCTION.sub(rf"\g<1>{_PLACEHOLDER}\g<3>", text))
+    return Logic(actions, SharedGrammar(_with_instruction(rules, found[0][1])))
 
-    def __init__(self, parses: Parses) -> None:
-        self._parses = parses
-        self._parsed: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {}
 
-    def parse(self, text: str) -> Logic:
-        """Parse a game's grammar.
-
-        Args:
-            text: the ``grammar`` entry of a ``game.tw-pddl``.
-
-        Returns:
-            Its actions and grammar; the type hierarchy is empty and the caller's own.
-        """
-        found = _INSTRUCTION.findall(text)
-        if len(found) != 1:
-            actions, rules = self._parse_once(text)
-            return Logic(actions, SharedGrammar(rules, self._parses))
-        instruction = found[0][1]
-        actions, rules = self._parse_once(_INSTRUCTION.sub(rf"\g<1>{_PLACEHOLDER}\g<3>", text))
-        return Logic(actions, SharedGrammar(_with_instruction(rules, instruction), self._parses))
-
-    def _parse_once(self, text: str) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-        found = self._parsed.get(text)
-        if found is None:
-            actions, grammar = pddl_logic._parse_and_convert(text, rule_name="pddlStart")
-            while len(self._parsed) >= _GRAMMARS_KEPT:
-                del self._parsed[next(iter(self._parsed))]
-            found = self._parsed[text] = (actions, dict(grammar._rules))
-        return found
+@functools.lru_cache(maxsize=32)
+def _parsed(text: str) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    actions, grammar = pddl_logic._parse_and_convert(text, rule_name="pddlStart")
+    return actions, dict(grammar._rules)
 
 
 def _with_instruction(rules: dict[str, list[Any]], instruction: str) -> dict[str, list[Any]]:

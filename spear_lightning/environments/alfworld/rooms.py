@@ -6,6 +6,7 @@ the tables that the ``alfworld`` package ships (``alfworld.gen.constants``).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 TASK_TYPES: tuple[str, ...] = (
@@ -32,84 +33,36 @@ class Room:
     objects: tuple[str, ...]
 
 
-ROOMS: dict[str, Room] = {
-    "Kitchen": Room(
-        receptacles={
-            "Cabinet": 9,
-            "CoffeeMachine": 1,
-            "CounterTop": 3,
-            "DiningTable": 1,
-            "Drawer": 6,
-            "Fridge": 1,
-            "GarbageCan": 1,
-            "Microwave": 1,
-            "Shelf": 3,
-            "SinkBasin": 1,
-            "StoveBurner": 4,
-            "Toaster": 1,
-        },
-        objects=(
-            *("Apple", "Bowl", "Bread", "ButterKnife", "Cup", "DishSponge", "Egg", "Fork", "Glassbottle", "Kettle"),
-            *("Knife", "Ladle", "Lettuce", "Mug", "Pan", "PepperShaker", "Plate", "Pot", "Potato", "SaltShaker"),
-            *("SoapBottle", "Spatula", "Spoon", "Tomato", "WineBottle"),
-        ),
-    ),
-    "LivingRoom": Room(
-        receptacles={
-            "ArmChair": 2,
-            "Cabinet": 3,
-            "CoffeeTable": 2,
-            "Drawer": 4,
-            "Dresser": 1,
-            "GarbageCan": 1,
-            "Shelf": 4,
-            "SideTable": 3,
-            "Sofa": 2,
-            "TVStand": 1,
-        },
-        objects=(
-            *("Book", "Box", "CellPhone", "CreditCard", "KeyChain", "Laptop", "Newspaper", "Pillow", "RemoteControl"),
-            *("Statue", "TissueBox", "Vase", "Watch"),
-        ),
-    ),
-    "Bedroom": Room(
-        receptacles={
-            "ArmChair": 1,
-            "Bed": 1,
-            "Desk": 2,
-            "Drawer": 6,
-            "Dresser": 1,
-            "GarbageCan": 1,
-            "LaundryHamper": 1,
-            "Safe": 1,
-            "Shelf": 5,
-            "SideTable": 2,
-        },
-        objects=(
-            *("AlarmClock", "BaseballBat", "BasketBall", "Book", "Bowl", "CD", "CellPhone", "Cloth", "CreditCard"),
-            *("KeyChain", "Laptop", "Mug", "Pen", "Pencil", "Pillow", "TeddyBear", "TennisRacket", "Vase"),
-        ),
-    ),
-    "Bathroom": Room(
-        receptacles={
-            "BathtubBasin": 1,
-            "Cabinet": 5,
-            "CounterTop": 2,
-            "Drawer": 3,
-            "GarbageCan": 1,
-            "HandTowelHolder": 2,
-            "Shelf": 2,
-            "SinkBasin": 2,
-            "Toilet": 1,
-            "ToiletPaperHanger": 1,
-            "TowelHolder": 2,
-        },
-        objects=(
-            *("Candle", "Cloth", "DishSponge", "HandTowel", "Plunger", "ScrubBrush", "SoapBar", "SoapBottle"),
-            *("SprayBottle", "TissueBox", "ToiletPaper", "ToiletPaperRoll", "Towel"),
-        ),
-    ),
-}
+# Room | receptacles, with the largest number of each where it is not 1 | objects
+_TABLE = """
+Kitchen
+  | Cabinet 9, CoffeeMachine, CounterTop 3, DiningTable, Drawer 6, Fridge, GarbageCan, Microwave, Shelf 3,
+    SinkBasin, StoveBurner 4, Toaster
+  | Apple, Bowl, Bread, ButterKnife, Cup, DishSponge, Egg, Fork, Glassbottle, Kettle, Knife, Ladle, Lettuce,
+    Mug, Pan, PepperShaker, Plate, Pot, Potato, SaltShaker, SoapBottle, Spatula, Spoon, Tomato, WineBottle
+LivingRoom
+  | ArmChair 2, Cabinet 3, CoffeeTable 2, Drawer 4, Dresser, GarbageCan, Shelf 4, SideTable 3, Sofa 2, TVStand
+  | Book, Box, CellPhone, CreditCard, KeyChain, Laptop, Newspaper, Pillow, RemoteControl, Statue, TissueBox,
+    Vase, Watch
+Bedroom
+  | ArmChair, Bed, Desk 2, Drawer 6, Dresser, GarbageCan, LaundryHamper, Safe, Shelf 5, SideTable 2
+  | AlarmClock, BaseballBat, BasketBall, Book, Bowl, CD, CellPhone, Cloth, CreditCard, KeyChain, Laptop, Mug,
+    Pen, Pencil, Pillow, TeddyBear, TennisRacket, Vase
+Bathroom
+  | BathtubBasin, Cabinet 5, CounterTop 2, Drawer 3, GarbageCan, HandTowelHolder 2, Shelf 2, SinkBasin 2,
+    Toilet, ToiletPaperHanger, TowelHolder 2
+  | Candle, Cloth, DishSponge, HandTowel, Plunger, ScrubBrush, SoapBar, SoapBottle, SprayBottle, TissueBox,
+    ToiletPaper, ToiletPaperRoll, Towel
+"""
+
+
+def _read(row: str) -> tuple[str, Room]:
+    name, receptacles, objects = (" ".join(cell.split()) for cell in row.split("|"))
+    counts = (entry.partition(" ") for entry in receptacles.split(", "))
+    return name, Room({receptacle: int(most or 1) for receptacle, _, most in counts}, tuple(objects.split(", ")))
+
+
+ROOMS: dict[str, Room] = dict(map(_read, re.split(r"\n(?=\S)", _TABLE.strip())))
 
 LAMPS: tuple[str, ...] = ("DeskLamp", "FloorLamp")
 LAMP_STANDS: tuple[str, ...] = ("CoffeeTable", "Desk", "Dresser", "Shelf", "SideTable", "TVStand")

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -17,12 +17,13 @@ from spear_lightning.environments.alfworld.games import GameList, read_split
 from spear_lightning.environments.alfworld.generated import GameSet, make_game_set
 from spear_lightning.environments.alfworld.generator import SceneSize
 from spear_lightning.environments.alfworld.rooms import TASK_TYPES
-from spear_lightning.environments.base import Split, Task, TaskSuite
-from spear_lightning.utils.atomic import user_cache
+from spear_lightning.environments.base import Split, Task, TaskSuite, cache_folder, require
+from spear_lightning.utils.ranges import NotNegative, Positive, in_range
 
 logger = logging.getLogger(__name__)
 
 
+@in_range
 class ALFWorld(TaskSuite):
     """ALFWorld games, generated here or downloaded.
 
@@ -52,25 +53,23 @@ class ALFWorld(TaskSuite):
         data_dir: str | None = None,
         cache_dir: str | None = None,
         task_types: list[str] | None = None,
-        train: int = 480,
-        validation: int = 96,
-        test: int = 192,
-        train_seed: int = 0,
-        validation_seed: int = 1_000_000,
-        test_seed: int = 2_000_000,
+        train: Positive = 480,
+        validation: Positive = 96,
+        test: Positive = 192,
+        train_seed: NotNegative = 0,
+        validation_seed: NotNegative = 1_000_000,
+        test_seed: NotNegative = 2_000_000,
         scene: SceneSize | None = None,
-        max_steps: int = 50,
+        max_steps: Positive = 50,
     ) -> None:
         kinds = tuple(TASK_TYPES if task_types is None else task_types)
-        unknown = [kind for kind in kinds if kind not in TASK_TYPES]
+        unknown = [name for name in kinds if name not in TASK_TYPES]
         if unknown or not kinds or len(set(kinds)) < len(kinds):
             raise ValueError(f"task_types must name some of {', '.join(TASK_TYPES)}, each once; got {list(kinds)}")
         if games not in ("generated", "official"):
             raise ValueError(f"games must be 'generated' or 'official', got {games!r}")
-        if max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {max_steps}")
         self.max_steps = max_steps
-        self._cache_dir = (Path(cache_dir).expanduser() if cache_dir else user_cache()) / "alfworld"
+        self._cache_dir = cache_folder(cache_dir) / "alfworld"
         self._source: _Generated | _Official
         if games == "generated":
             counts: dict[Split, int] = {"train": train, "validation": validation, "test": test}
@@ -79,9 +78,6 @@ class ALFWorld(TaskSuite):
         else:
             folder = data_dir or os.environ.get("ALFWORLD_DATA") or "~/.cache/alfworld"
             self._source = _Official(Path(folder).expanduser(), kinds)
-        # A GameCache, made in the process that plays. Nothing here may name what imports TextWorld, not even for type
-        # checkers: jsonargparse looks their names up, and every run would wait for it in its main process.
-        self._games: Any = None
 
     def prepare(self) -> None:
         """Generate the games, or check the data folder. Safe to run in several processes at once.
@@ -99,21 +95,22 @@ class ALFWorld(TaskSuite):
             ValueError: the split has no games; the message names the folder or setting.
         """
         _require_alfworld()
-        return tuple(Task(id=name, kind=kind) for name, kind in self._source.games(split))
+        return tuple(Task(id=name, task_type=task_type) for name, task_type in self._source.games(split))
 
     def make(self) -> gymnasium.Env[str, str]:
         """A fresh environment. The environments of a process share loaded games."""
         _require_alfworld()
-        from spear_lightning.environments.alfworld.engine import GameCache
         from spear_lightning.environments.alfworld.environment import ALFWorldEnv
 
-        if self._games is None:
-            self._games = GameCache(self._cache_dir / "translations")
         return ALFWorldEnv(self._source.root, self._games, self.max_steps)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What a worker process is sent: the settings, without loaded games."""
-        return {**self.__dict__, "_games": None}
+    @cached_property
+    def _games(self) -> Any:
+        # A GameCache. Nothing here may name what imports TextWorld, not even for type checkers: jsonargparse looks
+        # their names up, and every run would wait for it in its main process.
+        from spear_lightning.environments.alfworld.engine import GameCache
+
+        return GameCache(self._cache_dir / "translations")
 
 
 @dataclass
@@ -127,11 +124,6 @@ class _Generated:
     def checked(
         cls, root: Path, kinds: tuple[str, ...], counts: dict[Split, int], seeds: dict[Split, int], scene: SceneSize
     ) -> _Generated:
-        for split, count in counts.items():
-            if count < 1:
-                raise ValueError(f"{split} must be at least 1 game, got {count}")
-            if seeds[split] < 0:
-                raise ValueError(f"{split}_seed must not be negative, got {seeds[split]}")
         names = sorted(seeds, key=lambda split: seeds[split])
         for first, second in pairwise(names):
             if seeds[first] + counts[first] > seeds[second]:
@@ -172,9 +164,4 @@ class _Official:
 
 
 def _require_alfworld() -> None:
-    missing = [name for name in ("alfworld", "textworld", "fast_downward") if find_spec(name) is None]
-    if missing:
-        raise ValueError(
-            f"ALFWorld needs the Python package {missing[0]}, which is not installed: "
-            "pip install 'spear-lightning[alfworld]'"
-        )
+    require("ALFWorld", "alfworld", {name: name for name in ("alfworld", "textworld", "fast_downward")})

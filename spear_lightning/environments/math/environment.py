@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
@@ -12,27 +12,8 @@ from spear_lightning.environments.math.graders import Grader, answer_of
 from spear_lightning.environments.math.problems import Problem
 from spear_lightning.environments.tools import CODE_INTERPRETER, ToolCall, parse_calls, write_results
 
-
-class Outcome(Protocol):
-    """What came of running a program."""
-
-    @property
-    def stdout(self) -> str:
-        """What it printed."""
-
-    @property
-    def error(self) -> str | None:
-        """Why it failed, in words for the model; empty or ``None`` if it did not."""
-
-
-class Sandbox(Protocol):
-    """Runs programs that a model wrote, and lets them do no harm."""
-
-    def run(self, code: str) -> Outcome:
-        """Run a program; whatever it does comes back as an outcome. An exception means that the sandbox is broken."""
-
-    def close(self) -> None:
-        """End it."""
+if TYPE_CHECKING:
+    from spear_lightning.sandbox import Sandbox
 
 
 class Interpreter:
@@ -48,13 +29,15 @@ class Interpreter:
         self._sandbox: Sandbox | None = None
         self.output_characters = output_characters
 
-    def open(self) -> None:
-        """Open the sandbox now, so that one that cannot work is found out at the start.
+    def open(self) -> Sandbox:
+        """The sandbox, opened now, so that one that cannot work is found out at the start.
 
         Raises:
             Exception: whatever the sandbox says.
         """
-        self._opened()
+        if self._sandbox is None:
+            self._sandbox = self._open()
+        return self._sandbox
 
     def run(self, code: str) -> str:
         """What a program printed, and its error if it failed, for the model to read.
@@ -63,10 +46,10 @@ class Interpreter:
             Exception: the sandbox broke, and a second one too.
         """
         try:
-            outcome = self._opened().run(code)
+            outcome = self.open().run(code)
         except Exception:
             self.close()
-            outcome = self._opened().run(code)
+            outcome = self.open().run(code)
         parts = [self._cut(outcome.stdout.rstrip("\n"))] if outcome.stdout else []
         parts += [f"Error: {self._cut(outcome.error.strip())}"] if outcome.error else []
         return "\n".join(parts) or "The program ended and printed nothing. Print what you want to see."
@@ -79,11 +62,6 @@ class Interpreter:
                 sandbox.close()
             except Exception:
                 return  # a broken sandbox need not be able to say goodbye
-
-    def _opened(self) -> Sandbox:
-        if self._sandbox is None:
-            self._sandbox = self._open()
-        return self._sandbox
 
     def _cut(self, text: str) -> str:
         left_out = len(text) - self.output_characters

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import json
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 from spear_lightning.environments.math.problems import Columns, Problem, ProblemSource
+from spear_lightning.utils.ranges import Positive, in_range
 
 _BATCH_ROWS = 4096
 
@@ -17,38 +20,27 @@ _BATCH_ROWS = 4096
 class _Records(ProblemSource):
     """Problems made of records; of equal questions only the first one is kept."""
 
-    def __init__(self, columns: Columns, limit: int | None) -> None:
-        if limit is not None and limit < 1:
-            raise ValueError(f"limit must be at least 1 or null, not {limit}")
+    def __init__(self, columns: Columns, limit: Positive | None) -> None:
         self.columns, self.limit = columns, limit
-        self._problems: tuple[Problem, ...] | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_problems": None}
-
-    def problems(self) -> Sequence[Problem]:
-        """The problems, read at the first call.
-
-        Raises:
-            ValueError: the data cannot be read or has no problem in it; the message says where and why.
-        """
-        if self._problems is None:
-            found: dict[str, Problem] = {}
-            for record, place in self.records():
-                if self.limit is not None and len(found) >= self.limit:
-                    break
-                problem = self.columns.problem(record, place)
-                found.setdefault(problem.question, problem)
-            if not found:
-                raise ValueError(f"{self} has no problem in it")
-            self._problems = tuple(found.values())
-        return self._problems
+    @override
+    def _read(self) -> Iterable[Problem]:
+        found: dict[str, Problem] = {}
+        for record, place in self.records():
+            if self.limit is not None and len(found) >= self.limit:
+                break
+            problem = self.columns.problem(record, place)
+            found.setdefault(problem.question, problem)
+        if not found:
+            raise ValueError(f"{self} has no problem in it")
+        return found.values()
 
     @abstractmethod
     def records(self) -> Iterator[tuple[Mapping[str, Any], str]]:
         """Rows with the place where each stands."""
 
 
+@in_range
 class ProblemFile(_Records):
     """Problems in a JSONL (``.jsonl``) or Parquet (``.parquet``) file.
 
@@ -69,15 +61,17 @@ class ProblemFile(_Records):
             columns: {question: prompt, answer: reward_model.ground_truth}
     """
 
-    def __init__(self, path: str, columns: Columns = Columns(), limit: int | None = None) -> None:  # noqa: B008 - frozen
+    def __init__(self, path: str, columns: Columns = Columns(), limit: Positive | None = None) -> None:  # noqa: B008 - frozen
         super().__init__(columns, limit)
         self.path = Path(path).expanduser()
         if self.path.suffix not in (".jsonl", ".parquet"):
             raise ValueError(f"path: {path} must end in .jsonl or .parquet")
 
+    @override
     def __str__(self) -> str:
         return str(self.path)
 
+    @override
     def records(self) -> Iterator[tuple[Mapping[str, Any], str]]:
         """Rows with the place where each stands.
 
@@ -122,6 +116,7 @@ class ProblemFile(_Records):
             raise ValueError(f"{self.path} is not a readable Parquet file: {error}") from error
 
 
+@in_range
 class HuggingFaceProblems(_Records):
     """Problems in a data set of the Hugging Face hub, or in a folder that ``datasets`` can load.
 
@@ -144,11 +139,12 @@ class HuggingFaceProblems(_Records):
         config: str | None = None,
         revision: str | None = None,
         columns: Columns = Columns(),  # noqa: B008 - frozen
-        limit: int | None = None,
+        limit: Positive | None = None,
     ) -> None:
         super().__init__(columns, limit)
         self.name, self.split, self.config, self.revision = name, split, config, revision
 
+    @override
     def __str__(self) -> str:
         return f"the data set {self.name} ({self.split})"
 

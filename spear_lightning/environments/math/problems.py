@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
+
+from typing_extensions import override
+
+from spear_lightning.environments.base import Settings
 
 
 @dataclass(frozen=True)
@@ -15,13 +20,13 @@ class Problem:
     Attributes:
         question: what is asked.
         answer: the reference answer, as text.
-        kind: type that results are broken down by, may be empty.
+        task_type: type that results are broken down by, may be empty.
         scorer: of its source's own, from an answer to a score in [0, 1]; ``None`` where the source has none.
     """
 
     question: str
     answer: str
-    kind: str = ""
+    task_type: str = ""
     scorer: Callable[[str], float] | None = None
 
 
@@ -32,20 +37,20 @@ class Columns:
     Args:
         question: text, or a list of chat messages, whose texts are joined.
         answer: text or a whole number.
-        kind: type that results are broken down by; empty takes none.
+        task_type: type that results are broken down by; empty takes none.
         remove: pieces of text that are taken out of every question (the instructions of the data set, where they
             contradict those of the environment).
     """
 
     question: str = "question"
     answer: str = "answer"
-    kind: str = ""
+    task_type: str = ""
     remove: list[str] = field(default_factory=list)
 
     @property
     def top_level(self) -> list[str]:
         """The columns that are needed at all."""
-        names = [self.question, self.answer, *([self.kind] if self.kind else [])]
+        names = [self.question, self.answer, *([self.task_type] if self.task_type else [])]
         return list(dict.fromkeys(name.partition(".")[0] for name in names))
 
     def problem(self, record: Mapping[str, Any], place: str) -> Problem:
@@ -70,8 +75,8 @@ class Columns:
         if not isinstance(answer, str) or not answer.strip():
             shown = "empty" if isinstance(answer, str) else f"{type(answer).__name__}, neither text nor a whole number"
             raise ValueError(f"{place}: the answer ({self.answer}) is {shown}")
-        kind = str(_field(record, self.kind, place)) if self.kind else ""
-        return Problem(question, answer.strip(), kind)
+        task_type = str(_field(record, self.task_type, place)) if self.task_type else ""
+        return Problem(question, answer.strip(), task_type)
 
 
 def _field(record: Mapping[str, Any], name: str, place: str) -> Any:
@@ -102,16 +107,24 @@ def _text_of_chat(value: Any, place: str) -> str:
     return "\n\n".join(texts)
 
 
-class ProblemSource(ABC):
+class ProblemSource(Settings, ABC):
     """Problems in a fixed order. Cheap to make and to pickle: what is large is read at the first use."""
 
-    @abstractmethod
     def problems(self) -> Sequence[Problem]:
         """All problems; equal settings (and data) give the same ones in the same order, in any process.
 
         Raises:
             ValueError: the data cannot be used; the message names file, line or setting and the fix.
         """
+        return self._problems
+
+    @cached_property
+    def _problems(self) -> tuple[Problem, ...]:
+        return tuple(self._read())
+
+    @abstractmethod
+    def _read(self) -> Iterable[Problem]:
+        """The problems, in order."""
 
     @abstractmethod
     def __str__(self) -> str:
@@ -150,29 +163,18 @@ class ProblemSets(ProblemSource):
         if wrong:
             raise ValueError(f"ProblemSets.sources: {wrong[0]!r} cannot be a name: it must be a word without /")
         self.sources = dict(sources)
-        self._problems: tuple[Problem, ...] | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_problems": None}
-
+    @override
     def __str__(self) -> str:
         return ", ".join(map(str, self.sources.values()))
 
-    def problems(self) -> Sequence[Problem]:
-        """The problems of each source, in its order.
-
-        Raises:
-            ValueError: a source cannot be used; the message says where and why.
-        """
-        if self._problems is None:
-            self._problems = tuple(
-                replace(problem, kind=f"{name}/{problem.kind}".rstrip("/"))
-                for name, source in self.sources.items()
-                for problem in source.problems()
-            )
-        return self._problems
+    @override
+    def _read(self) -> Iterable[Problem]:
+        for name, source in self.sources.items():
+            for problem in source.problems():
+                yield replace(problem, task_type=f"{name}/{problem.task_type}".rstrip("/"))
 
     @property
+    @override
     def parts(self) -> Sequence[ProblemSource]:
-        """See :class:`ProblemSource`."""
         return [part for source in self.sources.values() for part in source.parts]

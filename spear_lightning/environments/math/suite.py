@@ -7,14 +7,19 @@ import functools
 import importlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from itertools import combinations
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from spear_lightning.environments.base import Split, Task, TaskSuite
-from spear_lightning.environments.math.environment import Interpreter, MathEnv, Sandbox
+from spear_lightning.environments.math.environment import Interpreter, MathEnv
 from spear_lightning.environments.math.generated import GeneratedProblems
 from spear_lightning.environments.math.graders import Grader, MathVerify, OwnScorer
 from spear_lightning.environments.math.problems import Problem, ProblemSource
+from spear_lightning.utils.ranges import Above0, Positive, in_range
+
+if TYPE_CHECKING:
+    from spear_lightning.sandbox import Sandbox
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +27,7 @@ _INSTRUCTION = "Think step by step, then put your final answer within \\boxed{}.
 _SEEDS_PER_SPLIT = 1_000_000
 
 
+@in_range
 class MathProblems(TaskSuite):
     r"""Mathematics problems with verifiable answers, with or without a code interpreter.
 
@@ -69,17 +75,12 @@ class MathProblems(TaskSuite):
         sandbox: str = "auto",
         sandbox_args: Mapping[str, Any] | None = None,
         instruction: str = _INSTRUCTION,
-        max_turns: int = 8,
-        output_characters: int = 4000,
-        code_seconds: float = 20.0,
+        max_turns: Positive = 8,
+        output_characters: Positive = 4000,
+        code_seconds: Above0 = 20.0,
     ) -> None:
         if tool not in (None, "code_interpreter"):
             raise ValueError(f"tool must be code_interpreter or null, not {tool!r}")
-        for name, value in (("max_turns", max_turns), ("output_characters", output_characters)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
-        if not code_seconds > 0:
-            raise ValueError(f"code_seconds must be positive, not {code_seconds}")
         generated = {"train": 480, "validation": 96, "test": 192}
         given = {"train": train, "validation": validation, "test": test}
         self.sources: dict[str, ProblemSource] = {
@@ -91,13 +92,6 @@ class MathProblems(TaskSuite):
         self.sandbox, self.sandbox_args = sandbox, dict(sandbox_args or {})
         self.instruction, self.max_turns = instruction, max_turns
         self.output_characters, self.code_seconds = output_characters, code_seconds
-        self._tasks: dict[Split, tuple[Task, ...]] = {}
-        self._own: dict[str, Grader] = {}
-        self._interpreter: Interpreter | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What a worker process is sent: the settings alone."""
-        return {**self.__dict__, "_tasks": {}, "_own": {}, "_interpreter": None}
 
     def prepare(self) -> None:
         """Read all problems and see to it that they can be graded.
@@ -115,27 +109,23 @@ class MathProblems(TaskSuite):
         Raises:
             ValueError: the problems cannot be read, or none is left; the message names the source.
         """
-        if split not in self._tasks:
-            problems = self.sources[split].problems()
-            held_out: set[str] = set()
-            if split == "train":
-                held_out = {p.question for name in ("validation", "test") for p in self.sources[name].problems()}
-            kept = tuple(
-                Task(id=f"{split}-{number}", kind=problem.kind)
-                for number, problem in enumerate(problems)
-                if problem.question not in held_out
+        problems = self.sources[split].problems()
+        held_out: set[str] = set()
+        if split == "train":
+            held_out = {p.question for name in ("validation", "test") for p in self.sources[name].problems()}
+        kept = tuple(
+            Task(id=f"{split}-{number}", task_type=problem.task_type)
+            for number, problem in enumerate(problems)
+            if problem.question not in held_out
+        )
+        left_out = len(problems) - len(kept)
+        if left_out:
+            logger.info("%d of %d training problems are held out as well and left out", left_out, len(problems))
+        if not kept:
+            raise ValueError(
+                f"{split}: {self.sources[split]} has no problem that is not also asked in validation or test"
             )
-            if len(kept) < len(problems):
-                logger.info(
-                    "%d of %d training problems are held out as well and left out",
-                    *(len(problems) - len(kept), len(problems)),
-                )
-            if not kept:
-                raise ValueError(
-                    f"{split}: {self.sources[split]} has no problem that is not also asked in validation or test"
-                )
-            self._tasks[split] = kept
-        return self._tasks[split]
+        return kept
 
     def make(self) -> MathEnv:
         """A fresh environment. The environments of a process share the problems, the graders and the sandbox.
@@ -144,12 +134,15 @@ class MathProblems(TaskSuite):
             ValueError: ``sandbox`` cannot be found.
             Exception: what the sandbox says where it does not work: without one, nothing a model wrote is run.
         """
-        if self.tool is not None and self._interpreter is None:
-            interpreter = Interpreter(_opener(self.sandbox, self.sandbox_args), self.output_characters)
-            interpreter.open()
-            atexit.register(interpreter.close)
-            self._interpreter = interpreter
-        return MathEnv(self.pose, self._interpreter, self.instruction, self.max_turns, self.code_seconds)
+        interpreter = None if self.tool is None else self._interpreter
+        return MathEnv(self.pose, interpreter, self.instruction, self.max_turns, self.code_seconds)
+
+    @cached_property
+    def _interpreter(self) -> Interpreter:
+        interpreter = Interpreter(_opener(self.sandbox, self.sandbox_args), self.output_characters)
+        interpreter.open()
+        atexit.register(interpreter.close)
+        return interpreter
 
     def pose(self, task: str) -> tuple[Problem, Grader]:
         """The problem of a task id, and what grades it.
@@ -168,10 +161,12 @@ class MathProblems(TaskSuite):
     def _grader(self, split: str) -> Grader:
         if self.grader is not None:
             return self.grader
-        if not self._own:
-            self._own = {"generated": OwnScorer(), "data": MathVerify()}
         generated = all(isinstance(part, GeneratedProblems) for part in self.sources[split].parts)
-        return self._own["generated" if generated else "data"]
+        return OwnScorer() if generated else self._verifier
+
+    @cached_property
+    def _verifier(self) -> Grader:
+        return MathVerify()  # with a process of its own, for all environments of this one
 
 
 def _check_seeds(sources: Mapping[str, ProblemSource]) -> None:

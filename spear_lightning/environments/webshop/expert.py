@@ -6,13 +6,47 @@ something is missing, picks the options that were asked for, and buys.
 
 from __future__ import annotations
 
-import random
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from spear_lightning.environments.expert import Expert, Motive, Wandering
-from spear_lightning.environments.webshop.phrases import WEBSHOP_PHRASES
+from typing_extensions import override
+
+from spear_lightning.environments.expert import DemonstrationNoise, Expert
+
+WEBSHOP_PHRASES = (
+    "[sep]",
+    "]",
+    "search[",
+    "click[",
+    "webshop",
+    "back to search",
+    "page",
+    "(total results:",
+    "< prev",
+    "next >",
+    "price: $",
+    "$",
+    "to $",
+    "rating:",
+    "n.a.",
+    "description",
+    "features",
+    "reviews",
+    "no reviews found",
+    "buy now",
+    "you have clicked",
+    "thank you for shopping with us!",
+    "your score (min 0.0, max 1.0)",
+    "and price lower than",
+    "the color should be",
+    "the size should be",
+    "i want the",
+    "that is",
+    "x-small",
+    "x-large",
+    "xx-large",
+)
+"""Set phrases of WebShop's pages and instructions; each becomes one token (where it is preceded by a space)."""
 
 _CAP = re.compile(r",? and price lower than (\d+(?:\.\d+)?) dollars")
 _LISTED = re.compile(r" with ((?:(?! with )[^:])+: .*)$")
@@ -100,9 +134,9 @@ class ShoppingExpert(Expert):
     token in an action as on a page, and a small policy can copy it.
 
     Args:
-        seed: of all wandering.
-        wandering: how demonstrations stray: a detour opens another hit, waste reads a page that need not be read, a
-            blunder picks a wrong option, a fumble clicks what is not there. By default not at all.
+        seed: of all noise.
+        noise: how demonstrations stray: a detour opens another hit, waste reads a page that need not be read, a
+            mistake picks a wrong option, an invalid action clicks what is not there. By default not at all.
 
     Attributes:
         motive: why the latest action was chosen.
@@ -111,9 +145,9 @@ class ShoppingExpert(Expert):
     phrases = WEBSHOP_PHRASES
     names = False  # "pack of 3", "blue 15 feet": a number belongs to no word
 
-    def __init__(self, seed: int, wandering: Wandering = Wandering()) -> None:  # noqa: B008 - frozen
-        self._random = random.Random(seed)
-        self._wandering = wandering
+    @override
+    def __init__(self, seed: int, noise: DemonstrationNoise = DemonstrationNoise()) -> None:  # noqa: B008 - frozen
+        super().__init__(seed, noise)
         self._order = Order((), {}, "", 0.0)
         self._item = _Item()
         self._hits: list[_Hit] = []
@@ -121,31 +155,19 @@ class ShoppingExpert(Expert):
         self._page = 1
         self._moves = 0
         self._more = False
-        self.motive: Motive = "purpose"
+        self._place = "search"
 
+    @override
     def reset(self, task: str, observation: str) -> None:
-        """Start an episode.
-
-        Args:
-            task: the instruction.
-            observation: first observation; there is nothing to be read in it.
-
-        Raises:
-            ValueError: the instruction says nothing.
-        """
         self._order = Order.parse(task)
         self._item = _Item()
         self._hits, self._opened = [], []
         self._page, self._moves, self._more = 1, 0, False
 
+    @override
     def act(self, observation: str = "") -> str:
-        """Read the page and choose an action.
-
-        Args:
-            observation: the page that the previous action led to; empty for the first page.
-        """
         pieces = [piece.strip() for piece in observation.split("[SEP]")]
-        place = _place(pieces)
+        place = self._place = _place(pieces)
         if place == "results":
             self._read_results(pieces)
         elif place == "item":
@@ -153,13 +175,13 @@ class ShoppingExpert(Expert):
         elif place == "sub":
             self._item.words.update(_WORD.findall(" ".join(pieces[2:]).lower()))
         self._moves += 1
-        self.motive, action = self._stray(place) or ("purpose", self._advance(place))
+        action = self._choose()
         self._note(action)
         return action
 
+    @override
     def overrule(self, action: str) -> None:
-        """Not the move that :meth:`act` chose was made, but this one; the next observation answers it."""
-        self.motive = "fumble"
+        self.motive = "invalid"
         self._note(action)
 
     # -- reading ------------------------------------------------------------------------------------------------
@@ -206,13 +228,13 @@ class ShoppingExpert(Expert):
 
     # -- acting -------------------------------------------------------------------------------------------------
 
-    def _advance(self, place: str) -> str:
-        """The next action that serves the goal."""
-        if place == "search":
+    @override
+    def _advance(self) -> str:
+        if self._place == "search":
             return f"search[ {' '.join(self._order.words)} ]"
-        if place == "results":
+        if self._place == "results":
             return self._open_best()
-        if place == "sub":
+        if self._place == "sub":
             return _click("< prev")
         return self._examine()
 
@@ -259,36 +281,24 @@ class ShoppingExpert(Expert):
 
     # -- straying -----------------------------------------------------------------------------------------------
 
-    def _stray(self, place: str) -> tuple[Motive, str] | None:
-        """One of the ways to stray and why, or nothing."""
-        draw, ways = self._random.random(), self._wandering
-        choices: tuple[tuple[float, Motive, Callable[[str], list[str]]], ...] = (
-            (ways.detour, "stray", self._detours),
-            (ways.waste, "stray", self._wasted_moves),
-            (ways.blunder, "stray", self._blunders),
-            (ways.fumble, "fumble", self._fumbles),
-        )
-        for chance, motive, options in choices:
-            if draw < chance:
-                labels = options(place)
-                return (motive, _click(self._random.choice(labels))) if labels else None
-            draw -= chance
-        return None
+    @override
+    def _detours(self) -> list[str]:
+        return [_click(hit.asin.lower()) for hit in self._hits] if self._place == "results" else []
 
-    def _detours(self, place: str) -> list[str]:
-        return [hit.asin.lower() for hit in self._hits] if place == "results" else []
+    @override
+    def _wasted_moves(self) -> list[str]:
+        return [_click("description"), _click("features")] if self._place == "item" else []
 
-    def _wasted_moves(self, place: str) -> list[str]:
-        return ["description", "features"] if place == "item" else []
-
-    def _blunders(self, place: str) -> list[str]:
-        if place != "item":
+    @override
+    def _mistakes(self) -> list[str]:
+        if self._place != "item":
             return []
-        picks = self._picks()
-        return [value for name, values in self._item.groups.items() for value in values if value != picks.get(name)]
+        picks, groups = self._picks(), self._item.groups
+        return [_click(value) for name, values in groups.items() for value in values if value != picks.get(name)]
 
-    def _fumbles(self, place: str) -> list[str]:
-        return {"results": ["buy now"], "item": ["next >"], "sub": ["buy now"]}.get(place, ["buy now"])
+    @override
+    def _invalid_actions(self) -> list[str]:
+        return [_click("next >" if self._place == "item" else "buy now")]
 
 
 def _click(label: str) -> str:

@@ -23,28 +23,9 @@ from spear_lightning.environments.webshop.sources import (
 from spear_lightning.utils.randomness import stream_seed
 
 _VERSION = 1  # raise when equal seeds give other products
-_SYLLABLES = (
-    *("ba", "bel", "cor", "da", "dor", "el", "fen", "ga", "hal", "im", "jo", "ka", "kel", "lo", "lum", "ma", "mir"),
-    *(
-        "na",
-        "nor",
-        "ol",
-        "pa",
-        "quin",
-        "ra",
-        "ren",
-        "sa",
-        "sol",
-        "ta",
-        "tor",
-        "ul",
-        "va",
-        "vel",
-        "wen",
-        "xa",
-        "yor",
-        "zu",
-    ),
+_SYLLABLES = tuple(
+    "ba bel cor da dor el fen ga hal im jo ka kel lo lum ma mir na nor ol pa quin ra ren sa sol ta tor ul va "  # noqa: SIM905
+    "vel wen xa yor zu".split()
 )
 _CONSONANTS, _VOWELS = "BCDFGHJKLMNPRSTVWXZ", "AEIOU"
 _OPENINGS = (

@@ -38,15 +38,12 @@ def tokens(text: str) -> list[str]:
     return [token for token in found if token not in _STOP_WORDS]
 
 
-class Analyzer:
-    """Turns text into stems (Porter), as Lucene's English analyzer does."""
+_STEMMER = Stemmer.Stemmer("porter")
 
-    def __init__(self) -> None:
-        self._stemmer = Stemmer.Stemmer("porter")
 
-    def __call__(self, text: str) -> list[str]:
-        """Stems of the words of ``text``, in order, with repetitions."""
-        return [stem[:_LONGEST_TERM] for stem in self._stemmer.stemWords(tokens(text))]
+def stems(text: str) -> list[str]:
+    """Stems (Porter) of the words of a text, in order, with repetitions, as Lucene's English analyzer makes them."""
+    return [stem[:_LONGEST_TERM] for stem in _STEMMER.stemWords(tokens(text))]
 
 
 class IndexBuilder:
@@ -58,7 +55,6 @@ class IndexBuilder:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._analyze = Analyzer()
         self._vocabulary: dict[str, int] = {}
         self._lengths = array("i")
         self._terms: list[int] = []
@@ -68,13 +64,13 @@ class IndexBuilder:
 
     def add(self, text: str) -> None:
         """Index the next document."""
-        stems = self._analyze(text)
-        counted = Counter(stems)
+        found = stems(text)
+        counted = Counter(found)
         vocabulary = self._vocabulary
         self._terms += [vocabulary.setdefault(stem, len(vocabulary)) for stem in counted]
         self._counts += counted.values()
         self._sizes.append(len(counted))
-        self._lengths.append(len(stems))
+        self._lengths.append(len(found))
         if len(self._terms) >= _CHUNK:
             self._flush()
 
@@ -140,7 +136,6 @@ class SearchIndex:
 
     def __init__(self, folder: Path) -> None:
         self.documents = int(json.loads((folder / _META).read_text())["documents"])
-        self._analyze = Analyzer()
         self._terms = Blobs(folder, "terms")
         self._starts = read_array(folder, "posting_starts")
         self._docs = read_array(folder, "posting_documents")
@@ -165,7 +160,7 @@ class SearchIndex:
     def scores(self, query: str) -> npt.NDArray[np.float32]:
         """The score of every document, float32 ``(documents,)``."""
         scores = np.zeros(self.documents, np.float32)
-        for stem, times in Counter(self._analyze(query)).items():
+        for stem, times in Counter(stems(query)).items():
             term = self._find(stem.encode())
             if term < 0:
                 continue

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from importlib.util import find_spec
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
-from spear_lightning.environments.base import Split, Task, TaskSuite
-from spear_lightning.utils.atomic import user_cache
+from spear_lightning.environments.base import Split, Task, TaskSuite, cache_folder, require
+from spear_lightning.utils.ranges import NotNegative, Positive, in_range
 
 if TYPE_CHECKING:
     from spear_lightning.environments.webshop.catalogue import Catalogue
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_PACKAGES = {"Stemmer": "PyStemmer", "rapidfuzz": "rapidfuzz", "ijson": "ijson"}
 _SPLITS: tuple[Split, ...] = ("test", "validation", "train")
 
 
+@in_range
 class WebShop(TaskSuite):
     """Shopping goals over a catalogue generated here or downloaded.
 
@@ -53,31 +53,25 @@ class WebShop(TaskSuite):
         self,
         catalogue: Literal["generated", "official"] = "generated",
         data_dir: str | None = None,
-        products: int | None = None,
+        products: Positive | None = None,
         goals: Literal["human", "synthetic"] = "human",
-        test: int = 500,
-        validation: int = 1000,
-        train: int | None = None,
-        seed: int = 0,
-        max_steps: int = 15,
-        per_page: int = 10,
+        test: NotNegative = 500,
+        validation: NotNegative = 1000,
+        train: Positive | None = None,
+        seed: NotNegative = 0,
+        max_steps: Positive = 15,
+        per_page: Positive = 10,
         cache_dir: str | None = None,
     ) -> None:
         if catalogue not in ("generated", "official"):
             raise ValueError(f"catalogue must be 'generated' or 'official', got {catalogue!r}")
         if goals not in ("human", "synthetic"):
             raise ValueError(f"goals must be 'human' or 'synthetic', got {goals!r}")
-        least = {"products": 1, "test": 0, "validation": 0, "train": 1, "seed": 0, "max_steps": 1, "per_page": 1}
-        given = {"products": products, "test": test, "validation": validation, "train": train, "seed": seed}
-        for name, value in {**given, "max_steps": max_steps, "per_page": per_page}.items():
-            if value is not None and value < least[name]:
-                raise ValueError(f"{name} must be at least {least[name]}, got {value}")
         self.catalogue, self.products, self.goals, self.seed = catalogue, products, goals, seed
         self.data_dir = data_dir
         self.max_steps, self.per_page = max_steps, per_page
         self._counts = {"test": test, "validation": validation, "train": train}
-        self._root = (Path(cache_dir).expanduser() if cache_dir else user_cache()) / "webshop"
-        self._loaded: Catalogue | None = None  # mapped in the process that plays
+        self._root = cache_folder(cache_dir) / "webshop"
 
     def prepare(self) -> None:
         """Build the catalogue, once for a machine. Safe to run in several processes at once.
@@ -122,21 +116,14 @@ class WebShop(TaskSuite):
         Raises:
             ValueError: a package is missing, or the data cannot be used; the message says what to do.
         """
-        if self._loaded is None:
-            missing = [package for module, package in _PACKAGES.items() if find_spec(module) is None]
-            if missing:
-                raise ValueError(
-                    f"WebShop needs the Python package {missing[0]}, which is not installed: "
-                    "pip install 'spear-lightning[webshop]'"
-                )
-            from spear_lightning.environments.webshop.catalogue import Catalogue, build_catalogue
+        return self._catalogue
 
-            self._loaded = Catalogue(build_catalogue(self._root, self._source()))
-        return self._loaded
+    @cached_property
+    def _catalogue(self) -> Catalogue:
+        require("WebShop", "webshop", {"Stemmer": "PyStemmer", "rapidfuzz": "rapidfuzz", "ijson": "ijson"})
+        from spear_lightning.environments.webshop.catalogue import Catalogue, build_catalogue
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What a worker process is sent: the settings, without the catalogue."""
-        return {**self.__dict__, "_loaded": None}
+        return Catalogue(build_catalogue(self._root, self._source()))
 
     def _source(self) -> Source:
         from spear_lightning.environments.webshop.generator import GeneratedProducts
@@ -190,4 +177,4 @@ class _Goals(Sequence[Task]):
         from spear_lightning.environments.webshop.environment import task_id
 
         number = self._numbers[place]
-        return Task(id=task_id(self._kind, number), kind=self._catalogue.department(self._kind, number))
+        return Task(id=task_id(self._kind, number), task_type=self._catalogue.department(self._kind, number))

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from . import kernel
+from .wire import read_all, write_all
 
 _DONE, _RAISED = b"\0", b"\1"
 _NOBODY_GROUP = 65534
@@ -105,8 +106,8 @@ def serve(code_from: int, done_to: int) -> NoReturn:
     """Run snippet after snippet over the same variables; a length, then the code, comes through ``code_from``."""
     variables = _main_module().__dict__
     own = os.getpid()
-    while header := _read(code_from, 4):
-        code = _read(code_from, int.from_bytes(header, "little"))
+    while header := read_all(code_from, 4):
+        code = read_all(code_from, int.from_bytes(header, "little")) or b""
         status = execute(code, variables)
         _flush()
         if os.getpid() != own:  # a fork that the snippet made, and that came to its end
@@ -140,9 +141,7 @@ def _report(error: BaseException) -> None:
     except BaseException:  # no memory left for it, or an exception whose __str__ raises
         error.__traceback__ = trace = own = None
         lines = [f"{type(error).__name__}\n"]
-    message = "".join(lines).encode("utf-8", "replace")
-    while message:
-        message = message[os.write(2, message) :]
+    write_all(2, "".join(lines).encode("utf-8", "replace"))
 
 
 def _main_module() -> types.ModuleType:
@@ -169,16 +168,6 @@ def _exit(status: int) -> NoReturn:
         status = status or 1
     flushed = _flush()
     os._exit(status or flushed)
-
-
-def _read(descriptor: int, length: int) -> bytes:
-    data = b""
-    while len(data) < length:
-        piece = os.read(descriptor, length - len(data))
-        if not piece:
-            return b""
-        data += piece
-    return data
 
 
 def reset_signals() -> None:

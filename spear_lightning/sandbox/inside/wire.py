@@ -75,11 +75,11 @@ def pack_request(request: Request) -> bytes:
 
 def read_request(descriptor: int) -> Request | None:
     """The next request, waiting for it; ``None`` once the other side closed."""
-    header = _read(descriptor, _REQUEST.size)
+    header = read_all(descriptor, _REQUEST.size)
     if header is None:
         return None
     action, session, wall, length = _REQUEST.unpack(header)
-    code = _read(descriptor, length)
+    code = read_all(descriptor, length)
     return None if code is None else Request(Action(action), session, wall, code)
 
 
@@ -116,7 +116,8 @@ def write_all(descriptor: int, data: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def _read(descriptor: int, length: int) -> bytes | None:
+def read_all(descriptor: int, length: int) -> bytes | None:
+    """So many bytes, waiting for them; ``None`` once the other side closed."""
     data = bytearray()
     while len(data) < length:
         piece = os.read(descriptor, min(1 << 20, length - len(data)))

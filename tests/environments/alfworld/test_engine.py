@@ -15,7 +15,7 @@ import textworld
 from alfworld.agents.environment.alfred_tw_env import AlfredDemangler, AlfredInfos
 from textworld.envs.pddl import PddlEnv
 
-from spear_lightning.environments.alfworld.engine import GameCache, Planner, make_engine
+from spear_lightning.environments.alfworld.engine import GameCache, make_engine, solve
 from spear_lightning.environments.alfworld.games import write_official_layout
 from spear_lightning.environments.alfworld.generated import solved_games
 from spear_lightning.environments.alfworld.generator import GeneratedGame, SceneSize
@@ -176,13 +176,10 @@ def test_translating_leaves_the_process_as_it_was(
 
 def test_the_planner_finds_no_plan_where_there_is_none(solved: list[tuple[GeneratedGame, list[str]]]) -> None:
     game, walkthrough = solved[0]
-    planner = Planner(GameCache())
-    assert planner.solve(game.entries) == walkthrough
     # Nothing can be picked up any more.
     lines = [line for line in game.problem.splitlines() if not line.startswith("(pickupable ")]
     impossible = {**game.entries, "pddl_problem": "\n".join(lines)}
-    assert planner.solve(impossible) == []
-    planner.close()
+    assert list(solve(GameCache(), [game.entries, impossible, game.entries])) == [walkthrough, [], walkthrough]
     with pytest.raises(UnsolvableGameError, match=r"some file: .*goal cannot be reached"):
         GameCache().prepare(impossible, "some file")
 

@@ -35,7 +35,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, solved: list[tuple[Generat
         game, plan = by_trial[Path(name).name]
         entries = read_game(tmp_path / name / GAME_FILE)
         assert (kind, game.entries, plan) == (
-            game.kind,
+            game.task_type,
             {key: entries[key] for key in game.entries},
             entries["walkthrough"],
         )

@@ -45,7 +45,7 @@ def test_the_files_hold_what_alfworld_reads(solved: list[tuple[GeneratedGame, li
         trajectory = json.loads(game.trajectory_json())
         assert entries["solvable"] is True
         assert entries["walkthrough"] == walkthrough
-        assert trajectory["task_type"] == game.kind
+        assert trajectory["task_type"] == game.task_type
         assert f"Your task is to: {game.instruction}." in entries["grammar"]
         assert "UNKNOWN GOAL" not in entries["grammar"]
 

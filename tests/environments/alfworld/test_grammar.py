@@ -12,7 +12,7 @@ from textworld.envs.pddl import logic, textgen
 from textworld.generator.game import EntityInfo
 from textworld.logic import GameLogic, Proposition, State, Type, TypeHierarchy
 
-from spear_lightning.environments.alfworld.grammar import LogicParser, Parses, SharedGrammar
+from spear_lightning.environments.alfworld.grammar import SharedGrammar, parse_logic
 
 CONTEXT: dict[str, Any] = {"state": None, "facts": [], "variables": {}, "mapping": {}, "entity_infos": {}}
 BASE = Path(ALFRED_TWL2_PATH).read_text()
@@ -31,11 +31,10 @@ INSTRUCTIONS = (
 
 @pytest.mark.parametrize("instruction", INSTRUCTIONS)
 def test_the_instruction_reads_as_in_textworld(instruction: str) -> None:
-    parser = LogicParser(Parses())
-    parser.parse(BASE.replace("UNKNOWN GOAL", "an instruction parsed before"))
+    parse_logic(BASE.replace("UNKNOWN GOAL", "an instruction parsed before"))
     text = BASE.replace("UNKNOWN GOAL", instruction)
     _, stock = logic._parse_and_convert(text, rule_name="pddlStart")
-    assert parser.parse(text).grammar.derive("#task#", CONTEXT) == stock.derive("#task#", CONTEXT)
+    assert parse_logic(text).grammar.derive("#task#", CONTEXT) == stock.derive("#task#", CONTEXT)
 
 
 def rooms() -> dict[str, Any]:
@@ -79,15 +78,14 @@ RULES = {
 def test_nested_queries_read_as_in_textworld(start: str) -> None:
     rules = {name: rule if isinstance(rule, list) else [{"rhs": rule}] for name, rule in RULES.items()}
     stock = textgen.ContextSensitiveGrammar.parse(json.dumps(rules))
-    derived = SharedGrammar(dict(stock._rules), Parses()).derive(start, rooms())
+    derived = SharedGrammar(dict(stock._rules)).derive(start, rooms())
     assert derived == stock.derive(start, rooms())
     if start == "#all#":
         assert derived == "RED: cup, and pen, and TIN: nothing behind a lid"
 
 
 def test_games_do_not_see_each_others_instruction() -> None:
-    parser = LogicParser(Parses())
-    first, second = (parser.parse(BASE.replace("UNKNOWN GOAL", f"do {word}")) for word in ("this", "that"))
+    first, second = (parse_logic(BASE.replace("UNKNOWN GOAL", f"do {word}")) for word in ("this", "that"))
     assert first.grammar.derive("#task#", CONTEXT) == "Your task is to: do this."
     assert second.grammar.derive("#task#", CONTEXT) == "Your task is to: do that."
     assert first.types is not second.types
@@ -95,4 +93,4 @@ def test_games_do_not_see_each_others_instruction() -> None:
 
 def test_an_unknown_symbol_is_an_error_as_in_textworld() -> None:
     with pytest.raises(textgen.CSGUnknownSymbolError, match="nowhere"):
-        SharedGrammar({}, Parses()).derive("#nowhere#", CONTEXT)
+        SharedGrammar({}).derive("#nowhere#", CONTEXT)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from gymnasium.error import ResetNeeded
 
-from spear_lightning.environments.alfworld import ALFWorld, suite
+from spear_lightning.environments.alfworld import ALFWorld
 from spear_lightning.environments.alfworld.environment import ALFWorldEnv
 from spear_lightning.environments.alfworld.games import GAME_FILE, read_game, write_official_layout
 from spear_lightning.environments.alfworld.generator import GeneratedGame, SceneSize
@@ -50,7 +50,7 @@ def walkthrough(games: ALFWorld, task: str) -> list[str]:
 
 def test_every_split_has_its_number_of_games_and_types_take_turns(prepared: ALFWorld) -> None:
     assert [len(prepared.tasks(split)) for split in SPLITS] == [6, 2, 1]
-    assert [task.kind for task in prepared.tasks("train")] == list(TASK_TYPES)
+    assert [task.task_type for task in prepared.tasks("train")] == list(TASK_TYPES)
     assert prepared.tasks("train") == prepared.tasks("train")
 
 
@@ -86,7 +86,7 @@ def test_the_environment_follows_the_gymnasium_api(prepared: ALFWorld, env: ALFW
         text, info = env.reset(seed=task.seed, options={"task": task.id})
         assert text.startswith("-= Welcome to TextWorld, ALFRED! =-")
         assert text.endswith(f"Your task is to: {info['task']}")
-        assert (info["won"], info["task_type"], info["anchor"]) == (False, task.kind, text)
+        assert (info["won"], info["task_type"], info["anchor"]) == (False, task.task_type, text)
         commands = walkthrough(prepared, task.id)
         for number, command in enumerate(commands):
             assert command in info["admissible_actions"]
@@ -245,7 +245,7 @@ def test_bad_settings_are_named_at_once(settings: dict[str, object], message: st
 
 
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suite, "find_spec", lambda name: None)
+    monkeypatch.setattr("spear_lightning.environments.base.find_spec", lambda name: None)
     for use in (ALFWorld().prepare, lambda: ALFWorld().tasks("train"), ALFWorld().make):
         with pytest.raises(ValueError, match=r"pip install 'spear-lightning\[alfworld\]'"):
             use()

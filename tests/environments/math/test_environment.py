@@ -186,7 +186,7 @@ def test_a_split_of_several_sources_is_one_task_type_each(tmp_path: Path) -> Non
     aime = ProblemFile(str(tmp_path / "aime.jsonl"))
     sums, others = (GeneratedProblems(["chain_sum"], count=2, seed=seed) for seed in (3_000_000, 4_000_000))
     suite = MathProblems(validation=ProblemSets({"aime": aime, "sums": sums}), test=ProblemSets({"sums": others}))
-    assert [(task.id, task.kind) for task in suite.tasks("validation")] == [
+    assert [(task.id, task.task_type) for task in suite.tasks("validation")] == [
         ("validation-0", "aime"),
         ("validation-1", "sums/chain_sum"),
         ("validation-2", "sums/chain_sum"),
@@ -213,7 +213,7 @@ def test_bad_settings_name_the_key() -> None:
         ({"tool": "browser"}, "tool must be code_interpreter or null"),
         ({"max_turns": 0}, "max_turns must be at least 1"),
         ({"output_characters": 0}, "output_characters must be at least 1"),
-        ({"code_seconds": 0}, "code_seconds must be positive"),
+        ({"code_seconds": 0}, "code_seconds must be above 0"),
         ({"test": GeneratedProblems(seed=400)}, r"train \(.*seeds 0 to 479\) and test \(.*seeds 400 to 879\) overlap"),
         (
             {"test": ProblemSets({"easy": GeneratedProblems(seed=400)})},

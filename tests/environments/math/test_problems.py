@@ -14,7 +14,7 @@ import pytest
 from spear_lightning.environments.math import Columns, GeneratedProblems, HuggingFaceProblems, ProblemFile, ProblemSets
 from spear_lightning.environments.math.generated import KINDS, SAFE_SCORERS
 
-DAPO = {"question": "prompt", "answer": "reward_model.ground_truth", "kind": "ability"}
+DAPO = {"question": "prompt", "answer": "reward_model.ground_truth", "task_type": "ability"}
 ROWS = [
     {
         "prompt": [{"role": "user", "content": f"Solve it.\n\nWhat is {n} + 1?\n\nRemember."}],
@@ -36,7 +36,7 @@ def test_both_kinds_of_file_give_the_same_problems(tmp_path: Path) -> None:
     jsonl = ProblemFile(lines(tmp_path / "dapo.jsonl", ROWS[0], "", *ROWS[1:]), columns)
     parquet = ProblemFile(str(tmp_path / "dapo.parquet"), columns)
     assert jsonl.problems() == parquet.problems()
-    assert [(p.question, p.answer, p.kind) for p in jsonl.problems()] == [
+    assert [(p.question, p.answer, p.task_type) for p in jsonl.problems()] == [
         (f"What is {n} + 1?", str(n + 1), "MATH") for n in (1, 2, 3)
     ], "the first of equal questions"
     assert len(ProblemFile(str(tmp_path / "dapo.parquet"), columns, limit=2).problems()) == 2
@@ -48,13 +48,13 @@ def test_both_kinds_of_file_give_the_same_problems(tmp_path: Path) -> None:
 def test_whole_numbers_are_answers(tmp_path: Path) -> None:
     path = lines(tmp_path / "aime.jsonl", "\ufeff" + json.dumps({"Problem": "Find x.", "Answer": 204}))
     [problem] = ProblemFile(path, Columns(question="Problem", answer="Answer")).problems()
-    assert (problem.question, problem.answer, problem.kind) == ("Find x.", "204", "")
+    assert (problem.question, problem.answer, problem.task_type) == ("Find x.", "204", "")
 
 
 def test_several_sources_follow_each_other_under_their_names(tmp_path: Path) -> None:
     aime = ProblemFile(lines(tmp_path / "aime.jsonl", {"question": "Find x.", "answer": 204}))
     sets = ProblemSets({"aime24": aime, "sums": GeneratedProblems(["chain_sum"], count=2)})
-    assert [problem.kind for problem in sets.problems()] == ["aime24", "sums/chain_sum", "sums/chain_sum"]
+    assert [problem.task_type for problem in sets.problems()] == ["aime24", "sums/chain_sum", "sums/chain_sum"]
     assert sets.problems()[0].answer == "204"
     assert str(tmp_path / "aime.jsonl") in str(sets)
     size = len(pickle.dumps(ProblemSets(sets.sources)))
@@ -154,7 +154,7 @@ def test_generated_problems_depend_on_the_seed_alone() -> None:
     one, again, other = (GeneratedProblems(count=28, seed=seed).problems() for seed in (0, 0, 28))
     assert [(p.question, p.answer) for p in one] == [(p.question, p.answer) for p in again]
     assert not {p.question for p in one} & {p.question for p in other}
-    assert [p.kind for p in one[: len(KINDS)]] == list(KINDS)
+    assert [p.task_type for p in one[: len(KINDS)]] == list(KINDS)
     for problem in one:
         assert problem.scorer is not None
         assert problem.scorer(problem.answer) == 1.0
@@ -188,7 +188,7 @@ def test_settings_reach_the_data_sets() -> None:
         ({"kinds": []}, "kinds must name"),
         ({"kinds": ["gcd", "gcd"]}, "each once"),
         ({"count": 0}, "count must be at least 1"),
-        ({"seed": -1}, "seed not negative"),
+        ({"seed": -1}, "seed must be at least 0"),
         ({"kinds": ["gcd"], "settings": {"lcm": {}}}, "lcm is not among the kinds gcd"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -15,9 +15,9 @@ import yaml
 from gymnasium.error import ResetNeeded
 
 from spear_lightning.environments.base import Split
-from spear_lightning.environments.expert import Wandering
+from spear_lightning.environments.expert import DemonstrationNoise
 from spear_lightning.environments.pool import EnvironmentPool
-from spear_lightning.environments.webshop import WebShop, suite
+from spear_lightning.environments.webshop import WebShop
 from spear_lightning.environments.webshop.environment import WebShopEnv
 from spear_lightning.environments.webshop.expert import Order, ShoppingExpert
 from spear_lightning.environments.webshop.generator import write_official_layout
@@ -49,7 +49,7 @@ def test_the_splits_are_the_published_ones_and_disjoint(shop: WebShop) -> None:
     assert ids["test"] == [f"synthetic-{number}" for number in range(500)]
     assert ids["validation"] == [f"synthetic-{number}" for number in range(500, 1500)]
     assert ids["train"] == [f"synthetic-{number}" for number in range(1500, total)]
-    assert {task.kind for task in shop.tasks("test")} == {"beauty", "electronics", "fashion", "garden", "grocery"}
+    assert {task.task_type for task in shop.tasks("test")} == {"beauty", "electronics", "fashion", "garden", "grocery"}
 
 
 def test_splits_can_be_of_other_sizes(shop_cache: Path) -> None:
@@ -85,7 +85,7 @@ def test_the_environment_follows_the_gymnasium_api(shop: WebShop, env: WebShopEn
     task = shop.tasks("train")[0]
     text, info = env.reset(seed=task.seed, options={"task": task.id})
     assert text == f"Instruction: {info['task']}\nWebShop [SEP] Search"
-    assert (info["anchor"], info["task_type"], info["won"]) == ("WebShop [SEP] Search", task.kind, False)
+    assert (info["anchor"], info["task_type"], info["won"]) == ("WebShop [SEP] Search", task.task_type, False)
     assert info["admissible_actions"] == ["search[<your query>]"]
     text, reward, terminated, truncated, info = env.step(f"search[{info['task']}]")
     assert (reward, terminated, truncated, info["won"], info["task_score"]) == (0, False, False, False, 0)
@@ -105,7 +105,7 @@ def test_only_a_full_score_wins(shop: WebShop, env: WebShopEnv) -> None:
     results = []
     for task in shop.tasks("test")[:60]:
         text, info = env.reset(options={"task": task.id})
-        expert = ShoppingExpert(1, Wandering(detour=0.3))
+        expert = ShoppingExpert(1, DemonstrationNoise(detour=0.3))
         expert.reset(info["task"], text)
         over = False
         while not over:
@@ -183,7 +183,7 @@ def test_the_expert_wins_nearly_all_test_goals(shop_cache: Path, goals: str) -> 
 
 
 def test_a_straying_expert_strays_and_mostly_comes_back(shop: WebShop, env: WebShopEnv) -> None:
-    ways = Wandering(detour=0.1, waste=0.1, blunder=0.05, fumble=0.05)
+    ways = DemonstrationNoise(detour=0.1, waste=0.1, mistake=0.05, invalid=0.05)
     motives, won = [], 0
     for number, task in enumerate(shop.tasks("train")[:100]):
         expert = ShoppingExpert(number, ways)
@@ -194,17 +194,17 @@ def test_a_straying_expert_strays_and_mostly_comes_back(shop: WebShop, env: WebS
             before, action = info["anchor"], expert.act(text)
             text, _, terminated, truncated, info = env.step(action)
             motives.append(expert.motive)
-            if expert.motive == "fumble":
+            if expert.motive == "invalid":
                 assert info["anchor"] == before
             over = terminated or truncated
         won += info["won"]
-    assert 0.02 < motives.count("fumble") / len(motives) < 0.1
+    assert 0.02 < motives.count("invalid") / len(motives) < 0.1
     assert 0.05 < motives.count("stray") / len(motives) < 0.3
     assert won > 60
 
 
 def test_equal_seeds_make_equal_moves(shop: WebShop, env: WebShopEnv) -> None:
-    ways = Wandering(detour=0.2, waste=0.2)
+    ways = DemonstrationNoise(detour=0.2, waste=0.2)
     task = shop.tasks("train")[5].id
     first, again, other = (play(env, task, ShoppingExpert(seed, ways)) for seed in (3, 3, 4))
     assert first == again != other
@@ -310,7 +310,7 @@ def test_human_goals_without_their_file_are_one_clear_error(tmp_path: Path) -> N
 
 
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suite, "find_spec", lambda name: None)
+    monkeypatch.setattr("spear_lightning.environments.base.find_spec", lambda name: None)
     for use in (WebShop().prepare, lambda: WebShop().tasks("train"), WebShop().make):
         with pytest.raises(ValueError, match=r"pip install 'spear-lightning\[webshop\]'"):
             use()
