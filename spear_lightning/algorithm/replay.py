@@ -138,7 +138,7 @@ class Recalibration(ABC):
     """Gives a past success its advantage of today."""
 
     @abstractmethod
-    def __call__(self, entry: ReplayEntry, baseline: RewardBaseline, normalize_std: bool) -> float:
+    def __call__(self, entry: ReplayEntry, baseline: RewardBaseline) -> float:
         """Ã of ``entry``; only entries with Ã > 0 are replayed, unless the buffer's ``filter_outgrown`` is off."""
 
 
@@ -147,17 +147,16 @@ class BaselineRecalibration(Recalibration):
     """``Ã = R − P50``, over the median deviation where advantages are normalised: what is usual by now is dropped.
 
     Args:
-        normalize_std: divide by the median of what fresh advantages were divided by; ``None`` does where they are
-            divided. (Published: not with GiGPO, though it divides fresh ones.)
+        normalize_std: divide by the median of what fresh advantages were divided by (1 where they are not). Published:
+            not with GiGPO, though it divides fresh ones.
     """
 
-    normalize_std: bool | None = None
+    normalize_std: bool = True
 
     @override
-    def __call__(self, entry: ReplayEntry, baseline: RewardBaseline, normalize_std: bool) -> float:
+    def __call__(self, entry: ReplayEntry, baseline: RewardBaseline) -> float:
         excess = entry.reward - baseline.level
-        divide = normalize_std if self.normalize_std is None else self.normalize_std
-        return excess / baseline.std_median if divide else excess
+        return excess / baseline.std_median if self.normalize_std else excess
 
 
 @in_range
@@ -172,7 +171,7 @@ class Decay(Recalibration):
     factor: Share = 1.0
 
     @override
-    def __call__(self, entry: ReplayEntry, baseline: RewardBaseline, normalize_std: bool) -> float:
+    def __call__(self, entry: ReplayEntry, baseline: RewardBaseline) -> float:
         return self.factor * entry.advantage
 
 
@@ -307,16 +306,15 @@ class ReplayBuffer:
         self._shrink(gather)
         return len(admitted)
 
-    def usable(self, iteration: int, baseline: RewardBaseline, normalize_std: bool = False) -> list[ReplaySample]:
+    def usable(self, iteration: int, baseline: RewardBaseline) -> list[ReplaySample]:
         """The entries on this rank that may be replayed now: not too old, A > 0 and, with ``filter_outgrown``, Ã > 0.
 
         Args:
             iteration: t now.
             baseline: what recalibration measures against.
-            normalize_std: whether fresh advantages are divided by a standard deviation.
         """
         young = self._young(iteration).values()
-        judged = (ReplaySample(entry, self.recalibration(entry, baseline, normalize_std)) for entry in young)
+        judged = (ReplaySample(entry, self.recalibration(entry, baseline)) for entry in young)
         return [drawn for drawn in judged if drawn.advantage > 0 or not self.filter_outgrown]
 
     def draw(
@@ -326,7 +324,6 @@ class ReplayBuffer:
         *,
         seed: int,
         fresh: int,
-        normalize_std: bool = False,
         gather: Gather = list,
     ) -> list[ReplaySample]:
         """Draw uniformly, without replacement, what this iteration replays.
@@ -339,14 +336,13 @@ class ReplayBuffer:
             baseline: what recalibration measures against.
             seed: of the run.
             fresh: fresh episodes of the iteration over all ranks (B·G); turns, where entries are turns.
-            normalize_std: whether fresh advantages are divided by a standard deviation.
             gather: joins the ranks.
 
         Returns:
             The drawn entries that this rank holds, in order of their numbers; empty if the schedule says not yet.
         """
         self._entries = self._young(iteration)
-        usable = self.usable(iteration, baseline, normalize_std)
+        usable = self.usable(iteration, baseline)
         numbered = [(_number("replay", seed, iteration, one.entry.key), one) for one in usable]
         numbered.sort(key=lambda pair: pair[0])
         everywhere = sorted(gather([number for number, _ in numbered]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -43,25 +43,12 @@ def admissible_entries(
             advantage=sample.advantage,
             iteration=episode.iteration,
         )
-        for episode, key, sample in _admissible(episodes, samples, has_tools)
+        for episode in episodes
+        for key in (_key(episode, turn) for turn in range(len(episode.turns)))
+        if (sample := samples.get(key)) is not None and is_admissible(sample.advantage, episode.tool_calls, has_tools)
     ]
     store.complete()
     return entries
-
-
-def recalibrated(drawn: Sequence[ReplaySample]) -> dict[str, Sample]:
-    """Samples of drawn entries, with recalibrated advantages Ã and the log-probabilities of when they were played."""
-    return {found.entry.key: found.entry.payload.with_advantage(found.advantage) for found in drawn}
-
-
-def _admissible(
-    episodes: Iterable[Episode], samples: Mapping[str, Sample], has_tools: bool
-) -> Iterator[tuple[Episode, str, Sample]]:
-    for episode in episodes:
-        for turn in range(len(episode.turns)):
-            key = _key(episode, turn)
-            if key in samples and is_admissible(samples[key].advantage, episode.tool_calls, has_tools):
-                yield episode, key, samples[key]
 
 
 def _key(episode: Episode, turn: int) -> str:
@@ -82,7 +69,6 @@ def draw_and_admit(
     iteration: int,
     *,
     seed: int,
-    normalize_std: bool,
     has_tools: bool,
 ) -> tuple[dict[str, Sample], dict[str, float]]:
     """Draw before the new successes enter, so that none is both fresh and replayed. Every rank must call it.
@@ -94,23 +80,17 @@ def draw_and_admit(
         samples: made of them, as they are trained on.
         iteration: its number.
         seed: of the run.
-        normalize_std: whether fresh advantages are divided by a standard deviation.
         has_tools: whether only episodes that used a tool are admitted.
 
     Returns:
-        The replayed samples of this rank, with their recalibrated advantages, and metrics over all ranks.
+        The replayed samples of this rank, with recalibrated advantages Ã and the log-probabilities of when they were
+        played, and metrics over all ranks.
     """
     played = sum(episode.samples for episode in episodes if episode.in_batch)
-    drawn = replay.draw(
-        iteration,
-        baseline,
-        seed=seed,
-        fresh=sum(gather(played)),
-        normalize_std=normalize_std,
-        gather=concatenate,
-    )
+    drawn = replay.draw(iteration, baseline, seed=seed, fresh=sum(gather(played)), gather=concatenate)
     replay.add(admissible_entries(episodes, samples, has_tools), iteration, gather=concatenate)
-    return recalibrated(drawn), _metrics(replay, baseline, drawn, iteration)
+    replayed = {found.entry.key: found.entry.payload.with_advantage(found.advantage) for found in drawn}
+    return replayed, _metrics(replay, baseline, drawn, iteration)
 
 
 def _metrics(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent import futures
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -34,10 +36,8 @@ class AsyncRollout:
     """Plays the episodes of one iteration in a background thread and keeps them until they are taken."""
 
     def __init__(self) -> None:
+        self._future: Future[Rollout] | None = None
         self._iteration: int | None = None
-        self._thread: threading.Thread | None = None
-        self._played: Rollout | None = None
-        self._error: BaseException | None = None
         self._cancelled = False
         self._progress = (0, 0)
         self._stream: torch.cuda.Stream | None = None
@@ -61,28 +61,27 @@ class AsyncRollout:
         if self._iteration is not None:
             raise RuntimeError(f"the episodes of iteration {self._iteration} have not been taken")
         self._iteration, self._cancelled, self._progress = iteration, False, (0, 0)
+        self._future = future = Future[Rollout]()
         stream = self._own_stream(device)
 
         def run() -> None:
             try:
                 with stream:
-                    self._played = play(self._on_step)
-            except _CancelledError:
-                pass
+                    future.set_result(play(self._on_step))
             except BaseException as error:  # raised again by wait()
-                self._error = error
+                future.set_exception(error)
 
-        # A daemon thread: a process that ends by an exception must not wait for it.
-        self._thread = threading.Thread(target=run, name=f"rollout of iteration {iteration}", daemon=True)
-        self._thread.start()
+        # A daemon thread (executors have none): a process that ends by an exception must not wait for it.
+        threading.Thread(target=run, name=f"rollout of iteration {iteration}", daemon=True).start()
 
     def keep(self, played: Rollout) -> None:
         """Keep a rollout from a checkpoint."""
         self.cancel()
-        self._iteration, self._played = played.iteration, played
+        self._iteration, self._future = played.iteration, Future[Rollout]()
+        self._future.set_result(played)
 
-    def wait(self, on_step: OnStep | None = None) -> None:
-        """Wait until the background thread has ended.
+    def wait(self, on_step: OnStep | None = None) -> Rollout | None:
+        """The rollout, once it is complete, without taking it; ``None`` if there is none.
 
         Args:
             on_step: progress, called in the waiting thread.
@@ -90,23 +89,19 @@ class AsyncRollout:
         Raises:
             BaseException: what playing has raised.
         """
-        told = (0, 0)
-        while self._thread is not None:
-            self._thread.join(None if on_step is None else _POLL_SECONDS)
-            if on_step is not None and self._progress != told:
-                told = self._progress
-                on_step(*told)
-            if not self._thread.is_alive():
-                self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            self._iteration = None
-            raise error
-
-    def peek(self) -> Rollout | None:
-        """The rollout, once it is complete, without taking it; ``None`` if there is none."""
-        self.wait()
-        return self._played
+        future = self._future
+        if future is None:
+            return None
+        reported = (0, 0)
+        while futures.wait([future], None if on_step is None else _POLL_SECONDS).not_done:
+            if on_step is not None and self._progress != reported:
+                reported = self._progress
+                on_step(*reported)
+        if future.exception() is not None:
+            self._future = self._iteration = None
+        elif on_step is not None and self._progress != reported:
+            on_step(*self._progress)
+        return future.result()
 
     def take(self, on_step: OnStep | None = None) -> Rollout:
         """The rollout, once it is complete; it is not kept any longer.
@@ -118,19 +113,18 @@ class AsyncRollout:
             RuntimeError: there is none.
             BaseException: what playing has raised.
         """
-        self.wait(on_step)
-        played = self._played
+        played = self.wait(on_step)
         if played is None:
             raise RuntimeError("no episodes have been played ahead")
-        self._iteration = self._played = None
+        self._iteration = self._future = None
         return played
 
     def cancel(self) -> None:
         """Forget what is being played or kept; the thread ends after its current step."""
         self._cancelled = True
-        if self._thread is not None:
-            self._thread.join()
-        self._thread = self._played = self._error = self._iteration = None
+        if self._future is not None:
+            futures.wait([self._future])
+        self._future = self._iteration = None
 
     def _on_step(self, finished: int, active: int) -> None:
         if self._cancelled:
@@ -189,6 +183,9 @@ class RolloutRunner:
         on_start: called with split and number of episodes when a rollout starts; returns the progress callback.
         iterations: of the run; ``None`` or -1 if unlimited.
         ahead: play the next iteration while one trains.
+
+    Attributes:
+        ahead: the rollout in the background.
     """
 
     def __init__(
@@ -205,7 +202,7 @@ class RolloutRunner:
         self._owner, self._collector, self._sampling = owner, collector, sampling
         self._seed, self._max_turns = seed, max_turns
         self._on_start, self._iterations = on_start, iterations
-        self._ahead = AsyncRollout()
+        self.ahead = AsyncRollout()
         self._snapshot = WeightSnapshot(owner.policy) if ahead else None
 
     def play(self, split: Split, specs: Sequence[EpisodeSpec], iteration: int) -> Rollout:
@@ -216,7 +213,7 @@ class RolloutRunner:
             specs: episodes of this rank.
             iteration: recorded in the episodes; part of their seeds.
         """
-        self._ahead.wait()
+        self.ahead.wait()
         owner = self._owner
         on_step = self._on_start(split, len(specs))
         training = owner.training
@@ -235,43 +232,31 @@ class RolloutRunner:
         specs = specs_of(iteration)
         if self._snapshot is None:
             return self.play("train", specs, iteration)
-        if self._ahead.iteration != iteration:  # the first iteration of all, or a checkpoint of an on-policy run
+        if self.ahead.iteration != iteration:  # the first iteration of all, or a checkpoint of an on-policy run
             self._begin(iteration, specs)
         on_step = self._on_start("train", len(specs))
-        played = self._ahead.take(on_step)
+        played = self.ahead.take(on_step)
         if {_name(episode) for episode in (*played.episodes, *played.aborted)} != set(map(_name, specs)):
             rank_zero_warn(
                 f"the checkpoint has episodes of iteration {iteration} of other tasks than data.environment and "
                 "data.rollouts say now: they are played anew"
             )
             self._begin(iteration, specs)
-            played = self._ahead.take(on_step)
+            played = self.ahead.take(on_step)
         if self._iterations in (None, -1) or iteration + 1 < self._iterations:
             self._begin(iteration + 1, specs_of(iteration + 1))
         return played
 
-    def keep(self, played: Rollout) -> None:
-        """Keep a rollout from a checkpoint until its iteration comes."""
-        self._ahead.keep(played)
-
-    def kept(self) -> Rollout | None:
-        """The rollout of the next iteration, once it is complete; ``None`` if none is played ahead."""
-        return self._ahead.peek()
-
-    def cancel(self) -> None:
-        """Stop the background rollout and discard it."""
-        self._ahead.cancel()
-
     def close(self) -> None:
         """Stop the background rollout and the environment workers, and free the engine."""
-        self.cancel()
+        self.ahead.cancel()
         self._collector.close()
 
     def _begin(self, iteration: int, specs: Sequence[EpisodeSpec]) -> None:
         """Play an iteration in the background, with a copy of the current weights."""
         assert self._snapshot is not None
         play = self._ready("train", specs, iteration, self._snapshot.take)
-        self._ahead.start(iteration, play, self._owner.device)
+        self.ahead.start(iteration, play, self._owner.device)
 
     def _ready(
         self, split: Split, specs: Sequence[EpisodeSpec], iteration: int, policy: Callable[[], Policy]

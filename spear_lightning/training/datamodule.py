@@ -268,7 +268,6 @@ class RolloutDataModule(LightningDataModule, RankState):
                 samples,
                 iteration,
                 seed=self.seed,
-                normalize_std=self.advantage.normalizes_std,
                 has_tools=self.agent.has_tools,
             )
             self._module.record_counts(metrics)
@@ -331,7 +330,7 @@ class RolloutDataModule(LightningDataModule, RankState):
     def on_exception(self, exception: BaseException) -> None:
         """Stop playing what nobody will learn from."""
         if self._runner is not None:
-            self._runner.cancel()
+            self._runner.ahead.cancel()
 
     def state_dict(self) -> dict[str, Any]:
         """Reward baseline, and what each rank holds. Lightning calls it on every rank."""
@@ -347,7 +346,7 @@ class RolloutDataModule(LightningDataModule, RankState):
         if self.replay is not None and replay is not None:
             load_replay(self.replay, replay, rank(), world_size())
         if played is not None and self.rollouts.max_staleness:
-            self._running.keep(played_from_states((played[n] for n in range(len(played))), rank(), world_size()))
+            self._running.ahead.keep(played_from_states((played[n] for n in range(len(played))), rank(), world_size()))
 
     def _saved(self, state_dict: dict[str, Any], name: str) -> Any:
         """What all ranks held, one after the other; ``None`` if nothing."""
@@ -362,7 +361,7 @@ class RolloutDataModule(LightningDataModule, RankState):
 
     def _rank_state(self) -> dict[str, Any]:
         """Replay buffer and episodes not yet learned from, ``None`` for what there is not."""
-        played = None if self._runner is None else self._runner.kept()
+        played = None if self._runner is None else self._runner.ahead.wait()
         return {
             "replay": None if self.replay is None else replay_to_state(self.replay),
             "played": None if played is None else played_to_state(played),

@@ -34,10 +34,8 @@ def scored(outcomes, estimator, *, iteration=0, penalty=0.1, **changes):
     return items, estimate_advantages(items, estimator, FILTERS)
 
 
-def play(buffer, baseline, items, iteration, normalize_std=False):
-    return draw_and_admit(
-        buffer, baseline, items, fresh_samples(items), iteration, seed=1, normalize_std=normalize_std, has_tools=True
-    )
+def play(buffer, baseline, items, iteration):
+    return draw_and_admit(buffer, baseline, items, fresh_samples(items), iteration, seed=1, has_tools=True)
 
 
 def test_the_baseline_takes_all_groups_or_those_kept():
@@ -85,11 +83,11 @@ def test_replayed_and_fresh_advantages_are_on_one_scale(estimator):
     items, statistics = scored([[True, False]] * 6, estimator)
     buffer, baseline = ReplayBuffer(schedule=Mix(1.0)), RewardBaseline()
     remember(baseline, statistics)
-    play(buffer, baseline, items, 0, normalize_std=True)
+    play(buffer, baseline, items, 0)
     again, _ = scored([[True, False]] * 6, estimator, iteration=1)
-    _, metrics = play(buffer, baseline, again, 1, normalize_std=True)
+    _, metrics = play(buffer, baseline, again, 1)
     assert metrics["advantage/recalibrated"] == pytest.approx(items[0].advantages[0], rel=1e-5)
     undivided = ReplayBuffer(schedule=Mix(1.0), recalibration=BaselineRecalibration(normalize_std=False))
-    play(undivided, baseline, items, 0, normalize_std=True)
-    _, metrics = play(undivided, baseline, again, 1, normalize_std=True)
+    play(undivided, baseline, items, 0)
+    _, metrics = play(undivided, baseline, again, 1)
     assert metrics["advantage/recalibrated"] == pytest.approx(5.0)

@@ -95,5 +95,5 @@ def test_replay_is_in_proportion_to_the_batch_and_not_to_all_that_was_played():
     for item in episodes[4:]:
         item.in_batch = False
     buffer = ReplayBuffer(schedule=Counted())
-    draw_and_admit(buffer, RewardBaseline(), episodes, {}, 0, seed=0, normalize_std=False, has_tools=True)
+    draw_and_admit(buffer, RewardBaseline(), episodes, {}, 0, seed=0, has_tools=True)
     assert asked == [4]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spear_lightning.algorithm import GRPO, RLOO, GiGPO, QualityFilters, ReinforcePlusPlusBaseline, RewardComposer
-from spear_lightning.data.admission import admissible_entries, fresh_samples, recalibrated
+from spear_lightning.data.admission import admissible_entries, fresh_samples
 from spear_lightning.data.scoring import estimate_advantages, groups_with_signal, score_episode, shares_filtered
 from tests.data.made import make_episode, make_turn
 
@@ -159,13 +159,11 @@ def test_only_better_than_average_episodes_that_acted_are_admitted():
 
 
 def test_replayed_rows_keep_the_log_probabilities_they_were_played_with():
-    from spear_lightning.algorithm import ReplaySample
-
     scored = scored_group([[True, False]])
     estimate_advantages(scored, GRPO(normalize_std=False), FILTERS)
     rows = fresh_samples(scored)
     entry = admissible_entries(scored, rows)[0]
-    row = recalibrated([ReplaySample(entry, 2.5)])[entry.key]
+    row = entry.payload.with_advantage(2.5)
     np.testing.assert_array_equal(row.logps, rows[entry.key].logps)
     np.testing.assert_array_equal(row.advantages[row.turns >= 0], np.float32(2.5))
     assert (row.advantages[row.turns < 0] == 0).all()

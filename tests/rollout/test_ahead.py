@@ -46,7 +46,7 @@ def test_episodes_are_played_in_another_thread_and_waited_for() -> None:
     assert told == [(1, 2, threading.main_thread())], "listeners hear of it in the thread that they live in"
     assert threads[0] is not threading.main_thread()
     assert player.iteration is None
-    assert player.peek() is None
+    assert player.wait() is None
     with pytest.raises(RuntimeError, match="no episodes"):
         player.take()
 
@@ -77,16 +77,16 @@ def test_a_cancelled_rollout_ends_after_its_step() -> None:
     player.start(0, play, CPU)
     assert begun.wait(20)
     player.cancel()
-    assert player.peek() is None
+    assert player.wait() is None
     result = played()
     player.start(4, lambda on_step: result, CPU)
-    assert player.peek() is result
+    assert player.wait() is result
 
 
 def test_what_a_checkpoint_had_is_kept_until_it_is_taken() -> None:
     player, result = AsyncRollout(), played(make_episode())
     player.keep(result)
-    assert (player.iteration, player.peek()) == (4, result)
+    assert (player.iteration, player.wait()) == (4, result)
     assert player.take() is result
 
 

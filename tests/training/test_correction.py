@@ -22,6 +22,7 @@ from spear_lightning.environments.math import MathProblems
 from spear_lightning.metrics.store import MetricStore
 from spear_lightning.policy.policy import Policy
 from spear_lightning.rollout.episode import Rollout
+from spear_lightning.rollout.runner import AsyncRollout
 from spear_lightning.training.correction import RolloutCorrection
 from spear_lightning.training.datamodule import RolloutDataModule
 from spear_lightning.training.module import SpearModule
@@ -106,6 +107,8 @@ def test_a_rank_with_less_takes_part_in_every_pass(tiny_policy: MakePolicy, rows
 class Played:
     """Stands in for the player: four episodes an iteration, two of which succeed, all different."""
 
+    ahead = AsyncRollout()
+
     def play_iteration(self, iteration: int, specs_of: Any) -> Rollout:
         episodes = []
         for index in range(4):
@@ -116,13 +119,8 @@ class Played:
             episodes.append(replace(episode, turns=turns))
         return Rollout("train", iteration, episodes, [], {"other": 0.0})
 
-    def kept(self) -> None:
-        """Nothing is played ahead."""
-
-    def cancel(self) -> None:
+    def close(self) -> None:
         """Nothing is under way."""
-
-    close = cancel
 
 
 class Data(RolloutDataModule):
