@@ -33,7 +33,7 @@ class ChatToolAgent(ChatAgent):
         tools: that the model may call; the environment must have them too. ``None`` is the code interpreter; an empty
             list plays without.
         system: message of the system that opens the chat; empty for none.
-        answer_mark: a final answer without it is no answer at all (a void turn); empty takes anything for one.
+        answer_mark: a final answer without it is no answer at all (an unparsable turn); empty takes anything for one.
         max_prompt_tokens: of what precedes the first response; a longer first observation is cut.
         template_args: further arguments of the chat template.
         max_action_characters: a longer response is cut before it is read: at its end where it calls tools, else at its

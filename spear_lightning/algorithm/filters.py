@@ -101,7 +101,7 @@ class QualityFilters:
 
     Args:
         overlong: the response was cut at the length limit.
-        incomplete: a void turn: no action or answer could be parsed and no tool was called.
+        incomplete: an unparsable turn: no action or answer could be parsed and no tool was called.
         repetitive: see :func:`is_repetitive`.
         unreadable: see :func:`is_unreadable`.
         keep_share: ρ, see :func:`keep_groups`; 1 keeps every group that has a deviation.

@@ -27,7 +27,7 @@ def fresh_samples(episodes: Iterable[Episode]) -> dict[str, Sample]:
 def admissible_entries(
     episodes: Iterable[Episode], samples: Mapping[str, Sample], has_tools: bool = True
 ) -> list[ReplayEntry]:
-    """Replay entries of the samples with a positive advantage (algorithm.md §3), put away together.
+    """Replay entries of the samples with a positive advantage (algorithm.md §3), stored together.
 
     Args:
         episodes: of one iteration.

@@ -1,7 +1,7 @@
-"""Training samples put away compactly, until they are replayed.
+"""Compact storage of training samples until they are replayed.
 
 Samples repeat each other: in ``stepwise`` context each turn's prompt says most of what the one before has said, and the
-episodes of a group, and those of all groups, begin alike. Samples that are put away together share a pool in which what
+episodes of a group, and those of all groups, begin alike. Samples that are stored together share a pool in which what
 they repeat stands once. What is stored of a sample beside its slices of the pool is a log-probability (and a weight, if
 it has any) for each generated token and four numbers a turn; everything else is made anew when it is taken out, exactly
 as it was.
@@ -120,7 +120,7 @@ class TokenPool:
 
 @dataclass(frozen=True, slots=True)
 class StoredSample:
-    """A training sample put away.
+    """A stored training sample.
 
     Attributes:
         pool: that its ids are in, shared with other samples.
@@ -141,7 +141,7 @@ class StoredSample:
         return int(self.spans[:, :2].sum())
 
     def with_advantage(self, advantage: float) -> Sample:
-        """The sample as it was put away, with one advantage on all tokens that were generated."""
+        """The sample as it was stored, with one advantage on all tokens that were generated."""
         lengths = self.spans[:, :2].ravel()
         spans = len(self.spans)
         of_turn = np.stack([np.full(spans, -1), self.spans[:, 2]], axis=1).ravel()

@@ -215,7 +215,7 @@ be reset to and to an action, a :class:`Completion` to a request."""
 
 
 def play_episode(episode: Episode, session: str, agent: Agent, rules: EpisodeRules) -> EpisodeCoroutine:
-    """How an episode goes, told from its own side; whoever drives it decides beside which others.
+    """How an episode goes. The collector drives it, beside others.
 
     Args:
         episode: receives the turns and the outcome.
