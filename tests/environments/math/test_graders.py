@@ -65,7 +65,7 @@ def test_own_scorers_are_asked_about_the_box() -> None:
     assert not grader.grade(rf"\boxed{{{problem.answer} or so}}", problem), "a part of the score is not enough"
     assert OwnScorer(threshold=0.3).grade(rf"\boxed{{{problem.answer} or so}}", problem)
     assert not OwnScorer(characters=2).grade(rf"\boxed{{{problem.answer}}}", problem)
-    with pytest.raises(ValueError, match=r"problems of kind polynomial_multiplication have no scorer .* MathVerify"):
+    with pytest.raises(ValueError, match=r"problems of type polynomial_multiplication have no scorer .* MathVerify"):
         grader.check(GeneratedProblems(kinds=["chain_sum", "polynomial_multiplication"], count=2))
     grader.check(GeneratedProblems(count=7))
 
