@@ -13,7 +13,7 @@ from typing import Literal
 
 from typing_extensions import override
 
-from spear_lightning.environments.expert import DemonstrationNoise, Expert
+from spear_lightning.environments.expert import Expert
 from spear_lightning.utils.package_data import read_yaml
 
 ALFWORLD_PHRASES: tuple[str, ...] = tuple(read_yaml(__name__, "phrases.yaml"))
@@ -116,15 +116,6 @@ class SearchExpert(Expert):
     """
 
     phrases = ALFWORLD_PHRASES
-
-    @override
-    def __init__(self, seed: int, noise: DemonstrationNoise = DemonstrationNoise()) -> None:  # noqa: B008 - frozen
-        super().__init__(seed, noise)
-        self._goal = Goal("", "")
-        self._know = _Beliefs([])
-        self._queue: list[str] = []
-        self._action = ""
-        self._begun = False
 
     @override
     def reset(self, task: str, observation: str) -> None:

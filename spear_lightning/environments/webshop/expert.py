@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from typing_extensions import override
 
-from spear_lightning.environments.expert import DemonstrationNoise, Expert
+from spear_lightning.environments.expert import Expert
 from spear_lightning.utils.package_data import read_yaml
 
 _DATA = read_yaml(__name__, "expert.yaml")
@@ -110,22 +110,11 @@ class ShoppingExpert(Expert):
     names = False  # "pack of 3", "blue 15 feet": a number belongs to no word
 
     @override
-    def __init__(self, seed: int, noise: DemonstrationNoise = DemonstrationNoise()) -> None:  # noqa: B008 - frozen
-        super().__init__(seed, noise)
-        self._order = Order((), {}, "", 0.0)
-        self._item = _Item()
-        self._hits: list[_Hit] = []
-        self._opened: list[str] = []
-        self._page = 1
-        self._moves = 0
-        self._more = False
-        self._place = "search"
-
-    @override
     def reset(self, task: str, observation: str) -> None:
         self._order = Order.parse(task)
         self._item = _Item()
-        self._hits, self._opened = [], []
+        self._hits: list[_Hit] = []
+        self._opened: list[str] = []
         self._page, self._moves, self._more = 1, 0, False
 
     @override
