@@ -7,18 +7,20 @@ the environments, so that no engine is ever loaded in the training process.
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import gymnasium
 
 from spear_lightning.utils.atomic import user_cache
 
+_T = TypeVar("_T")
 Split = Literal["train", "validation", "test"]
 SEEDS_PER_SPLIT = 100_000_000
 
@@ -136,6 +138,23 @@ def require(user: str, extra: str, packages: Mapping[str, str]) -> None:
             f"{user} needs the Python package {missing[0]}, which is not installed: "
             f"pip install 'spear-lightning[{extra}]'"
         )
+
+
+def show_progress(made: Iterable[_T], count: int, label: str) -> Iterable[_T]:
+    """What is made, as it is taken, with a progress bar on a terminal and one line in a log file.
+
+    Args:
+        made: one after the other.
+        count: how many there will be.
+        label: what they are (``TextWorld train games``).
+    """
+    if not sys.stderr.isatty():
+        print(f"making {count} {label}, once", file=sys.stderr, flush=True)
+        return made
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(made, label, count, console=Console(stderr=True), transient=True)
 
 
 def cache_folder(cache_dir: str | None) -> Path:

@@ -7,7 +7,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import sys
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast, get_args
 
-from spear_lightning.environments.base import Split, first_seed, require
+from spear_lightning.environments.base import Split, first_seed, require, show_progress
 from spear_lightning.utils.atomic import make_once
 
 Challenge = Literal["coin_collector", "treasure_hunter", "cooking", "simple"]
@@ -79,20 +78,11 @@ class GameFolder:
         return names
 
     def _make_together(self, names: list[str], label: str) -> None:
-        from rich.console import Console
-        from rich.progress import track
-
-        console = Console(stderr=True)
-        if not console.is_terminal:  # a log file: one line, no bar
-            print(f"making {len(names)} {label}, once", file=sys.stderr, flush=True)
         workers = min(os.cpu_count() or 1, 16)
         # Spawned, not forked: the caller may hold threads. Processes, not threads: the generator has global state.
         with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
             try:
-                done = pool.map(self.make, names)
-                for _ in track(
-                    done, label, len(names), console=console, transient=True, disable=not console.is_terminal
-                ):
+                for _ in show_progress(pool.map(self.make, names), len(names), label):
                     pass
             except BaseException:
                 pool.shutdown(cancel_futures=True)  # the games made so far stay; no more are begun

@@ -100,10 +100,6 @@ class Bench:
     used: dict[int, gymnasium.Env[Any, Any]] = field(default_factory=dict)
     idle: list[gymnasium.Env[Any, Any]] = field(default_factory=list)
 
-    def warm(self) -> None:
-        """Make the first environment, so that a suite that cannot make any is found out at the start."""
-        self.idle.append(self.suite.make())
-
     def environment(self, slot: int) -> gymnasium.Env[Any, Any]:
         """The environment of ``slot``: its own, else an idle one, else a new one."""
         if slot not in self.used:
@@ -240,8 +236,7 @@ def main(descriptor: int, parent: int) -> None:
         suite: TaskSuite = connection.recv()
         inbox: queue.SimpleQueue[list[Any] | None] = queue.SimpleQueue()
         threading.Thread(target=listen, args=(connection, inbox, parent), daemon=True).start()
-        bench = Bench(suite)
-        bench.warm()
+        bench = Bench(suite, idle=[suite.make()])  # a suite that cannot make any is found out at the start
     except BaseException as error:
         with contextlib.suppress(OSError):
             connection.send(StartFailed(describe(error), traceback.format_exc()))

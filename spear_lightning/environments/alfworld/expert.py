@@ -13,41 +13,10 @@ from typing import Literal
 
 from typing_extensions import override
 
-from spear_lightning.environments.expert import DemonstrationNoise, Expert
+from spear_lightning.environments.expert import Expert
+from spear_lightning.utils.package_data import read_yaml
 
-ALFWORLD_PHRASES = (
-    "-= welcome to textworld, alfred! =-\n\nyou are in the middle of a room.",
-    "you are in the middle of a room.",
-    "looking quickly around you,",
-    "you see",
-    "you arrive at",
-    "you open the",
-    "you close the",
-    "you pick up the",
-    "you move the",
-    "you clean the",
-    "you heat the",
-    "you cool the",
-    "you turn on the",
-    "you turn off the",
-    "you are carrying:",
-    "you are not carrying anything",
-    "you are facing the",
-    "next to it,",
-    "nothing happens",
-    "there's nothing special about",
-    "is open",
-    "is closed",
-    "this is a",
-    "in it,",
-    "on the",
-    "from the",
-    "to the",
-    "using the",
-    "go to",
-    "put it in",
-    "put them in",
-)
+ALFWORLD_PHRASES: tuple[str, ...] = tuple(read_yaml(__name__, "phrases.yaml"))
 """Set phrases of the ALFWorld engine; each becomes one token (where it is preceded by a space)."""
 
 Treatment = Literal["", "clean", "heat", "cool", "light"]
@@ -147,15 +116,6 @@ class SearchExpert(Expert):
     """
 
     phrases = ALFWORLD_PHRASES
-
-    @override
-    def __init__(self, seed: int, noise: DemonstrationNoise = DemonstrationNoise()) -> None:  # noqa: B008 - frozen
-        super().__init__(seed, noise)
-        self._goal = Goal("", "")
-        self._know = _Beliefs([])
-        self._queue: list[str] = []
-        self._action = ""
-        self._begun = False
 
     @override
     def reset(self, task: str, observation: str) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from spear_lightning.environments.alfworld.games import read_json, write_game
 from spear_lightning.environments.alfworld.generator import GeneratedGame, SceneSize, generate_game
+from spear_lightning.environments.base import show_progress
 from spear_lightning.utils.atomic import make_once
 
 _FORMAT = 1  # raise when games of equal settings come out differently
@@ -86,7 +86,10 @@ def make_game_set(root: Path, games: GameSet, label: str) -> list[tuple[str, str
 
 def _generate(root: Path, folder: Path, games: GameSet, label: str) -> None:
     entries = []
-    for game, walkthrough in _progress(_solved(games, root / "translations"), games.count, label):
+    solved: Iterable[tuple[GeneratedGame, list[str]]] = _solved(games, root / "translations")
+    if games.count >= _PARALLEL_FROM:
+        solved = show_progress(solved, games.count, f"ALFWorld {label} games")
+    for game, walkthrough in solved:
         path = write_game(folder, game, walkthrough)
         entries.append((path.relative_to(folder).as_posix(), game.task_type))
     settings = {"settings": asdict(games), "games": entries}
@@ -130,17 +133,3 @@ def solved_games(translations: Path | None, recipes: Iterable[Recipe]) -> Iterat
                 f"the planner cannot win the game {game.task_type}, {game.trial}: the generator is at fault"
             )
         yield game, walkthrough
-
-
-def _progress(
-    games: Iterator[tuple[GeneratedGame, list[str]]], count: int, label: str
-) -> Iterator[tuple[GeneratedGame, list[str]]]:
-    if count < _PARALLEL_FROM:
-        return games
-    if not sys.stderr.isatty():  # a log file: one line, no bar
-        print(f"making {count} ALFWorld {label} games, once", file=sys.stderr, flush=True)
-        return games
-    from rich.console import Console
-    from rich.progress import track
-
-    return iter(track(games, f"ALFWorld {label} games", total=count, console=Console(stderr=True), transient=True))

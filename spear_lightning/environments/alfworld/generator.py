@@ -24,6 +24,8 @@ _APPLIANCES: dict[str, tuple[str, str]] = {
 _DOMAIN_RECEPTACLES = ("Fridge", "Microwave", "SinkBasin")
 _DOMAIN_OBJECTS = ("ButterKnife", "Knife")
 _ATTEMPTS = 500
+# ALFRED's identifiers in PDDL's alphabet; `#` stands for the hyphen of PDDL's own syntax until here.
+_ESCAPES = str.maketrans({"-": "_minus_", "#": "-", "|": "_bar_", "+": "_plus_", ".": "_dot_", ",": "_comma_"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +279,7 @@ def _write(task_type: str, seed: int, goal: _Goal, scene: _Scene, plan: int, rng
             task_type=task_type,
             domain=domain.read(),
             grammar=grammar.read().replace("UNKNOWN GOAL", instruction),
-            problem=_escape("\n".join(lines)),
+            problem="\n".join(lines).translate(_ESCAPES),
             parameters={
                 "object_target": goal.target,
                 "parent_target": goal.parent,
@@ -288,17 +290,3 @@ def _write(task_type: str, seed: int, goal: _Goal, scene: _Scene, plan: int, rng
             instruction=instruction,
             scene=plan,
         )
-
-
-def _escape(text: str) -> str:
-    """Spell ALFRED's identifiers in PDDL's alphabet; ``#`` stands for the hyphen of PDDL's own syntax until here."""
-    for character, name in (
-        ("-", "_minus_"),
-        ("#", "-"),
-        ("|", "_bar_"),
-        ("+", "_plus_"),
-        (".", "_dot_"),
-        (",", "_comma_"),
-    ):
-        text = text.replace(character, name)
-    return text

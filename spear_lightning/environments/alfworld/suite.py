@@ -72,9 +72,13 @@ class ALFWorld(TaskSuite):
         self._cache_dir = cache_folder(cache_dir) / "alfworld"
         self._source: _Generated | _Official
         if games == "generated":
-            counts: dict[Split, int] = {"train": train, "validation": validation, "test": test}
-            seeds: dict[Split, int] = {"train": train_seed, "validation": validation_seed, "test": test_seed}
-            self._source = _Generated.checked(self._cache_dir, kinds, counts, seeds, scene or SceneSize())
+            size = scene or SceneSize()
+            sets: dict[Split, GameSet] = {
+                "train": GameSet(kinds, train_seed, train, size),
+                "validation": GameSet(kinds, validation_seed, validation, size),
+                "test": GameSet(kinds, test_seed, test, size),
+            }
+            self._source = _Generated(self._cache_dir, sets)
         else:
             folder = data_dir or os.environ.get("ALFWORLD_DATA") or "~/.cache/alfworld"
             self._source = _Official(Path(folder).expanduser(), kinds)
@@ -120,22 +124,19 @@ class _Generated:
     root: Path
     sets: dict[Split, GameSet]
 
-    @classmethod
-    def checked(
-        cls, root: Path, kinds: tuple[str, ...], counts: dict[Split, int], seeds: dict[Split, int], scene: SceneSize
-    ) -> _Generated:
-        names = sorted(seeds, key=lambda split: seeds[split])
-        for first, second in pairwise(names):
-            if seeds[first] + counts[first] > seeds[second]:
+    def __post_init__(self) -> None:
+        ordered = sorted(self.sets.items(), key=lambda item: item[1].first_seed)
+        for (first, games), (second, later) in pairwise(ordered):
+            end = games.first_seed + games.count
+            if end > later.first_seed:
                 raise ValueError(
-                    f"the {first} games (seeds {seeds[first]} to {seeds[first] + counts[first] - 1}) overlap the "
-                    f"{second} games (from seed {seeds[second]}): move {second}_seed up or ask for fewer games"
+                    f"the {first} games (seeds {games.first_seed} to {end - 1}) overlap the {second} games (from seed "
+                    f"{later.first_seed}): move {second}_seed up or ask for fewer games"
                 )
-        return cls(root, {split: GameSet(kinds, seeds[split], counts[split], scene) for split in counts})
 
     def prepare(self) -> None:
-        for split, games in self.sets.items():
-            make_game_set(self.root, games, split)
+        for split in self.sets:
+            self.games(split)
 
     def games(self, split: Split) -> Sequence[tuple[str, str]]:
         return make_game_set(self.root, self.sets[split], split)

@@ -11,14 +11,14 @@ import gc
 import gzip
 import hashlib
 import json
-import os
 import sys
-import tempfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+
+from spear_lightning.utils.atomic import write_atomically
 
 _FORMAT = "1"  # raise when what is stored changes
 _UNSOLVABLE = "Atom dummy(val1)"  # of the stand-in task that the translator writes when the goal is out of reach
@@ -132,7 +132,8 @@ class TranslationStore:
             stored = translate(domain, problem)
             # A full or read-only disk costs time, never a run.
             with contextlib.suppress(OSError):
-                _write(path, stored)
+                content = json.dumps(asdict(stored), separators=(",", ":")).encode()
+                write_atomically(path, gzip.compress(content, compresslevel=6, mtime=0))
         return stored
 
     def _path(self, folder: Path, domain: str, problem: str) -> Path:
@@ -151,17 +152,3 @@ def _read(path: Path) -> Translation | None:
         return Translation(**fields)
     except (OSError, EOFError, zlib.error, LookupError, ValueError, TypeError, AttributeError):
         return None  # absent, damaged or not ours: it is made anew
-
-
-def _write(path: Path, translation: Translation) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(asdict(translation), separators=(",", ":"))
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(gzip.compress(text.encode(), compresslevel=6, mtime=0))
-        os.replace(partial, path)  # complete or absent, also when two processes write it at once
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
-        raise

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import gymnasium
+from typing_extensions import override
 
 from spear_lightning.environments.math.graders import Grader, answer_of
 from spear_lightning.environments.math.problems import Problem
+from spear_lightning.environments.text import TextEnv
 from spear_lightning.environments.tools import CODE_INTERPRETER, ToolCall, parse_calls, write_results
 
 if TYPE_CHECKING:
@@ -58,10 +60,8 @@ class Interpreter:
         """Close the sandbox, if it is open."""
         sandbox, self._sandbox = self._sandbox, None
         if sandbox is not None:
-            try:
+            with contextlib.suppress(Exception):  # a broken sandbox need not be able to say goodbye
                 sandbox.close()
-            except Exception:
-                return  # a broken sandbox need not be able to say goodbye
 
     def _cut(self, text: str) -> str:
         left_out = len(text) - self.output_characters
@@ -71,7 +71,7 @@ class Interpreter:
         return f"{text[:half]}\n[{left_out} characters left out]\n{text[len(text) - half :]}"
 
 
-class MathEnv(gymnasium.Env[str, str]):
+class MathEnv(TextEnv):
     """Poses problems. Actions are the messages of a model, observations the results of their tool calls.
 
     A message with tool calls has them run, and is answered with their results
@@ -94,49 +94,31 @@ class MathEnv(gymnasium.Env[str, str]):
         max_turns: int,
         code_seconds: float,
     ) -> None:
+        super().__init__(max_turns)
         self._pose, self._interpreter = pose, interpreter
-        self._instruction, self._max_turns, self._code_seconds = instruction, max_turns, code_seconds
-        self._posed: tuple[Problem, Grader] | None = None
-        self._turns = 0
+        self._instruction, self._code_seconds = instruction, code_seconds
+        self._outcome: dict[str, Any] = {}
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        """Begin an episode.
+    @override
+    def _begin(self, task: str) -> str:
+        self._problem, self._grader = self._pose(task)
+        self._outcome = {"won": False}
+        return "\n\n".join(part for part in (self._problem.question, self._instruction) if part)
 
-        Args:
-            seed: not needed, a problem is what it is.
-            options: ``{"task": id}``.
-
-        Raises:
-            ValueError: there is no such task.
-        """
-        super().reset(seed=seed)
-        problem, _ = self._posed = self._pose(str((options or {}).get("task", "")))
-        self._turns = 0
-        text = "\n\n".join(part for part in (problem.question, self._instruction) if part)
-        return text, {"won": False}
-
-    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Take in a message.
-
-        Args:
-            action: its text, as it was written.
-
-        Raises:
-            RuntimeError: no episode is running.
-        """
-        if self._posed is None:
-            raise RuntimeError("no episode is running: reset the environment first")
-        self._turns += 1
+    @override
+    def _act(self, action: str) -> tuple[str, float, bool]:
         calls = parse_calls(action, [CODE_INTERPRETER]) if self._interpreter is not None else []
         if not calls:
-            problem, grader = self._posed
-            right = grader.grade(action, problem)
-            self._posed = None
-            return "", float(right), True, False, {"won": right, "answer": answer_of(action)}
-        if self._turns >= self._max_turns:
-            self._posed = None
-            return "", 0.0, False, True, {"won": False}  # nobody is left to read what the calls would bring
-        return write_results(self._answers(calls)), 0.0, False, False, {"won": False}
+            right = self._grader.grade(action, self._problem)
+            self._outcome = {"won": right, "answer": answer_of(action)}
+            return "", float(right), True
+        if self._steps + 1 >= self._max_steps:
+            return "", 0.0, False  # nobody is left to read what the calls would bring
+        return write_results(self._answers(calls)), 0.0, False
+
+    @override
+    def _info(self) -> dict[str, Any]:
+        return dict(self._outcome)
 
     def _answers(self, calls: list[ToolCall]) -> list[tuple[str, str]]:
         assert self._interpreter is not None

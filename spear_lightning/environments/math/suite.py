@@ -89,6 +89,7 @@ class MathProblems(TaskSuite):
         }
         _check_seeds(self.sources)
         self.grader, self.tool = grader, tool
+        self._verifier = MathVerify()  # with a process of its own, for all environments of this one
         self.sandbox, self.sandbox_args = sandbox, dict(sandbox_args or {})
         self.instruction, self.max_turns = instruction, max_turns
         self.output_characters, self.code_seconds = output_characters, code_seconds
@@ -159,14 +160,8 @@ class MathProblems(TaskSuite):
         return problems[int(number)], self._grader(split)
 
     def _grader(self, split: str) -> Grader:
-        if self.grader is not None:
-            return self.grader
         generated = all(isinstance(part, GeneratedProblems) for part in self.sources[split].parts)
-        return OwnScorer() if generated else self._verifier
-
-    @cached_property
-    def _verifier(self) -> Grader:
-        return MathVerify()  # with a process of its own, for all environments of this one
+        return self.grader or (OwnScorer() if generated else self._verifier)
 
 
 def _check_seeds(sources: Mapping[str, ProblemSource]) -> None:

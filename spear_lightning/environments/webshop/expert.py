@@ -11,54 +11,18 @@ from dataclasses import dataclass, field
 
 from typing_extensions import override
 
-from spear_lightning.environments.expert import DemonstrationNoise, Expert
+from spear_lightning.environments.expert import Expert
+from spear_lightning.utils.package_data import read_yaml
 
-WEBSHOP_PHRASES = (
-    "[sep]",
-    "]",
-    "search[",
-    "click[",
-    "webshop",
-    "back to search",
-    "page",
-    "(total results:",
-    "< prev",
-    "next >",
-    "price: $",
-    "$",
-    "to $",
-    "rating:",
-    "n.a.",
-    "description",
-    "features",
-    "reviews",
-    "no reviews found",
-    "buy now",
-    "you have clicked",
-    "thank you for shopping with us!",
-    "your score (min 0.0, max 1.0)",
-    "and price lower than",
-    "the color should be",
-    "the size should be",
-    "i want the",
-    "that is",
-    "x-small",
-    "x-large",
-    "xx-large",
-)
-"""Set phrases of WebShop's pages and instructions; each becomes one token (where it is preceded by a space)."""
-
+_DATA = read_yaml(__name__, "expert.yaml")
 _CAP = re.compile(r",? and price lower than (\d+(?:\.\d+)?) dollars")
 _LISTED = re.compile(r" with ((?:(?! with )[^:])+: .*)$")
 _SAID = re.compile(r"the (\w+) should be ([^,]+)|i want the ([^,]+) (\w+)(?=,|$)")
 _PRICE = re.compile(r"\$(\d+(?:\.\d+)?)")
 _ASIN = re.compile(r"[A-Z0-9]{10}")
 _WORD = re.compile(r"[a-z0-9]+(?:[.'-][a-z0-9]+)*")
-_FILLERS = frozenset(
-    "a an and am be buy can could dollars find for get i i'd i'm in is it like looking me my need of please price "  # noqa: SIM905
-    "purchase shopping should some something that the to want which with would you".split()
-)
-_OPTION_NAMES = frozenset(("color", "size", "style", "flavor", "flavor name", "scent", "scent name", "item package"))
+_FILLERS = frozenset(_DATA["fillers"])
+_OPTION_NAMES = frozenset(_DATA["option_names"])
 _PATIENCE = 9  # moves after which it buys what it has found, good or not: episodes have 15 steps
 _MOST_PAGES = 3  # of results that it looks through
 
@@ -142,26 +106,15 @@ class ShoppingExpert(Expert):
         motive: why the latest action was chosen.
     """
 
-    phrases = WEBSHOP_PHRASES
+    phrases = tuple(_DATA["phrases"])
     names = False  # "pack of 3", "blue 15 feet": a number belongs to no word
-
-    @override
-    def __init__(self, seed: int, noise: DemonstrationNoise = DemonstrationNoise()) -> None:  # noqa: B008 - frozen
-        super().__init__(seed, noise)
-        self._order = Order((), {}, "", 0.0)
-        self._item = _Item()
-        self._hits: list[_Hit] = []
-        self._opened: list[str] = []
-        self._page = 1
-        self._moves = 0
-        self._more = False
-        self._place = "search"
 
     @override
     def reset(self, task: str, observation: str) -> None:
         self._order = Order.parse(task)
         self._item = _Item()
-        self._hits, self._opened = [], []
+        self._hits: list[_Hit] = []
+        self._opened: list[str] = []
         self._page, self._moves, self._more = 1, 0, False
 
     @override

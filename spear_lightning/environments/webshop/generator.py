@@ -20,25 +20,13 @@ from spear_lightning.environments.webshop.sources import (
     digest,
     join,
 )
+from spear_lightning.utils.package_data import read_yaml
 from spear_lightning.utils.randomness import stream_seed
 
 _VERSION = 1  # raise when equal seeds give other products
-_SYLLABLES = tuple(
-    "ba bel cor da dor el fen ga hal im jo ka kel lo lum ma mir na nor ol pa quin ra ren sa sol ta tor ul va "  # noqa: SIM905
-    "vel wen xa yor zu".split()
-)
+_DATA = read_yaml(__name__, "generator.yaml")
+_SYLLABLES, _OPENINGS, _PRAISE = _DATA["syllables"], _DATA["openings"], _DATA["praise"]
 _CONSONANTS, _VOWELS = "BCDFGHJKLMNPRSTVWXZ", "AEIOU"
-_OPENINGS = (
-    "i am looking for",
-    "i need",
-    "find me",
-    "i want",
-    "i would like",
-    "can you get me",
-    "please find",
-    "i am shopping for",
-)
-_PRAISE = ("works as described", "better than expected", "arrived on time", "not what i hoped for", "would buy again")
 
 
 @dataclass(frozen=True, slots=True)

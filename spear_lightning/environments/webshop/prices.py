@@ -26,11 +26,6 @@ def read_prices(pricing: object) -> list[float]:
     return found[:2] or [DEFAULT_PRICE]
 
 
-def price_tag(prices: list[float]) -> str:
-    """What the shop shows: ``"$12.99"``, or ``"$12.99 to $24.5"``."""
-    return " to ".join(f"${price}" for price in prices)
-
-
 def draw_price(prices: list[float], seed: int) -> float:
     """What is paid: the price, or one drawn from its range."""
     return prices[0] if len(prices) == 1 else random.Random(seed).uniform(*prices)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from spear_lightning.environments.webshop.prices import price_tag, read_prices
+from spear_lightning.environments.webshop.prices import read_prices
 
 LONGEST_ASIN = 10  # characters; longer ones are dropped, as in the original
 NO_ATTRIBUTES = ("DUMMY_ATTR",)  # what the original puts where a product has none
@@ -50,8 +50,8 @@ class Product:
 
     @property
     def price_tag(self) -> str:
-        """Price as shown."""
-        return price_tag(self.prices)
+        """Price as shown: ``"$12.99"``, or ``"$12.99 to $24.5"``."""
+        return " to ".join(f"${price}" for price in self.prices)
 
     @property
     def search_text(self) -> str:

@@ -18,14 +18,12 @@ import numpy.typing as npt
 import Stemmer
 
 from spear_lightning.environments.webshop.arrays import Blobs, BlobWriter, read_array, save_array
+from spear_lightning.utils.package_data import read_yaml
 
 K1, B = 0.9, 0.4
 _META = "search.json"
 _TOKEN = re.compile(r"[^\W_]+(?:['’.][^\W_]+)*")
-_STOP_WORDS = frozenset(
-    "a an and are as at be but by for if in into is it no not of on or such that the their then there these they "  # noqa: SIM905
-    "this to was will with".split()
-)
+_STOP_WORDS = frozenset(read_yaml(__name__, "search.yaml"))
 _CHUNK = 1 << 22  # postings held in memory while an index is built
 _LONGEST_TERM = 64  # characters; longer strings of letters are no words
 

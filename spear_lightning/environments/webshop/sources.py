@@ -100,8 +100,10 @@ class OfficialFiles(Source):
         """The products of the catalogue file."""
         catalogue, attribute_file, *_ = self._files()
         attributes = _Table(scratch, "attributes", read_object(attribute_file))
-        human = self._human(scratch)
-        reviews = self._reviews(scratch)
+        people, reviewers = self.folder / HUMAN_FILE, self.folder / REVIEW_FILE
+        human = _Table(scratch, "human", read_object(people) if people.is_file() else ())
+        found = read_array(reviewers) if reviewers.is_file() else ()
+        reviews = _Table(scratch, "reviews", ((str(record.get("asin")), record) for _, record in found))
         self._human_products = len(human)
         records = islice(read_array(catalogue), self.products)
         return join(records, catalogue, attributes, human, reviews)
@@ -121,16 +123,6 @@ class OfficialFiles(Source):
                 )
             needed.append(found)
         return needed + [self.folder / name for name in (HUMAN_FILE, REVIEW_FILE) if (self.folder / name).is_file()]
-
-    def _human(self, scratch: Path) -> Mapping[str, Any]:
-        path = self.folder / HUMAN_FILE
-        return _Table(scratch, "human", read_object(path)) if path.is_file() else {}
-
-    def _reviews(self, scratch: Path) -> Mapping[str, Any] | None:
-        path = self.folder / REVIEW_FILE
-        if not path.is_file():
-            return None
-        return _Table(scratch, "reviews", ((str(record.get("asin")), record) for _, record in read_array(path)))
 
 
 def read_array(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -200,7 +192,7 @@ def join(
     origin: object,
     attributes: Mapping[str, Any],
     human: Mapping[str, Any],
-    reviews: Mapping[str, Any] | None = None,
+    reviews: Mapping[str, Any],
 ) -> Iterator[Entry]:
     """Put together what the files say about each product.
 
@@ -225,7 +217,7 @@ def join(
         notes = attributes.get(asin)
         notes = notes if isinstance(notes, Mapping) else {}
         try:
-            product = read_product(record, notes.get("attributes"), (reviews or {}).get(asin))
+            product = read_product(record, notes.get("attributes"), reviews.get(asin))
             if product is None:
                 continue
             written = human.get(asin) or []

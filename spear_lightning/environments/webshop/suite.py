@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal
 
 from spear_lightning.environments.base import Split, Task, TaskSuite, cache_folder, require
 from spear_lightning.utils.ranges import NotNegative, Positive, in_range
@@ -79,7 +79,7 @@ class WebShop(TaskSuite):
         Raises:
             ValueError: a package is missing, or the data cannot be used; the message says what to do.
         """
-        catalogue = self.load()
+        catalogue = self.loaded
         left_out = ", ".join(f"{count} {what}" for what, count in catalogue.left_out.items() if count)
         logger.info(
             "WebShop: %d products, %d human and %d synthetic goals; left out: %s",
@@ -93,7 +93,7 @@ class WebShop(TaskSuite):
         Raises:
             ValueError: the split has no goal, or the data cannot be used; the message says what to do.
         """
-        catalogue = self.load()
+        catalogue = self.loaded
         count = catalogue.goals(self.goals)
         first, last = self._range(split, count)
         if first >= last:
@@ -108,18 +108,15 @@ class WebShop(TaskSuite):
         """A fresh environment. The environments of a process share what they have read of the catalogue."""
         from spear_lightning.environments.webshop.environment import WebShopEnv
 
-        return WebShopEnv(self.load(), self.max_steps, self.per_page)
+        return WebShopEnv(self.loaded, self.max_steps, self.per_page)
 
-    def load(self) -> Catalogue:
+    @cached_property
+    def loaded(self) -> Catalogue:
         """The catalogue, built if need be.
 
         Raises:
             ValueError: a package is missing, or the data cannot be used; the message says what to do.
         """
-        return self._catalogue
-
-    @cached_property
-    def _catalogue(self) -> Catalogue:
         require("WebShop", "webshop", {"Stemmer": "PyStemmer", "rapidfuzz": "rapidfuzz", "ijson": "ijson"})
         from spear_lightning.environments.webshop.catalogue import Catalogue, build_catalogue
 
@@ -165,13 +162,7 @@ class _Goals(Sequence[Task]):
     def __len__(self) -> int:
         return len(self._numbers)
 
-    @overload
-    def __getitem__(self, place: int) -> Task: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Task]: ...
-
-    def __getitem__(self, place: int | slice) -> Task | Sequence[Task]:
+    def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):
             return _Goals(self._catalogue, self._kind, self._numbers[place])
         from spear_lightning.environments.webshop.environment import task_id

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from gymnasium.error import ResetNeeded
 
 from spear_lightning.agents.tool_calling import ChatToolAgent
 from spear_lightning.engines.base import Sampling
@@ -74,7 +75,7 @@ def test_an_episode_is_calls_and_an_answer(environment: MathEnv, suite: MathProb
     _, reward, over, cut, info = environment.step(rf"It is \boxed{{{problem.answer}}}.")
     assert (reward, over, cut, info["won"]) == (1.0, True, False, True)
     assert info["answer"] == problem.answer, "for majority votes"
-    with pytest.raises(RuntimeError, match="no episode is running"):
+    with pytest.raises(ResetNeeded, match="the episode is over: call reset first"):
         environment.step("more")
 
 

@@ -28,7 +28,7 @@ def shop(shop_cache: Path) -> WebShop:
 
 @pytest.fixture(scope="session")
 def catalogue(shop: WebShop) -> Catalogue:
-    return shop.load()
+    return shop.loaded
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from spear_lightning.environments.webshop.prices import (
     draw_price,
     draw_price_cap,
     price_clause,
-    price_tag,
     read_prices,
 )
 from spear_lightning.environments.webshop.records import RecordError, read_product
@@ -99,7 +98,8 @@ def test_prices(pricing: object, prices: list[float]) -> None:
 
 
 def test_price_tags_draws_and_clauses() -> None:
-    assert (price_tag([12.99]), price_tag([12.99, 24.5])) == ("$12.99", "$12.99 to $24.5")
+    products = [read_product({**RECORD, "pricing": pricing}) for pricing in ("$12.99", "$12.99$24.50")]
+    assert [product.price_tag for product in products if product] == ["$12.99", "$12.99 to $24.5"]
     assert draw_price([12.99], seed=1) == 12.99
     draws = {draw_price([10, 20], seed) for seed in range(50)}
     assert len(draws) == 50

@@ -45,7 +45,7 @@ def play(env: WebShopEnv, task: str, expert: ShoppingExpert) -> list[tuple[str, 
 
 def test_the_splits_are_the_published_ones_and_disjoint(shop: WebShop) -> None:
     ids = {split: [task.id for task in shop.tasks(split)] for split in SPLITS}
-    total = shop.load().goals("synthetic")
+    total = shop.loaded.goals("synthetic")
     assert ids["test"] == [f"synthetic-{number}" for number in range(500)]
     assert ids["validation"] == [f"synthetic-{number}" for number in range(500, 1500)]
     assert ids["train"] == [f"synthetic-{number}" for number in range(1500, total)]
