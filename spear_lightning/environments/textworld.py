@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from spear_lightning.environments.base import Split, Task, TaskSuite, cache_folder
 from spear_lightning.environments.text import TextEnv
-from spear_lightning.environments.textworld_games import CHALLENGES, GAME_FILE, MOST_GAMES, Challenge, GameFolder
+from spear_lightning.environments.textworld_games import GAME_FILE, MOST_GAMES, Challenge, GameFolder
 from spear_lightning.utils.ranges import Positive, in_range
 
 _ASKED = "admissible_commands objective score max_score won lost description inventory"  # of the engine
@@ -57,10 +57,6 @@ class TextWorld(TaskSuite):
         max_steps: Positive = 50,
         cache_dir: str | None = None,
     ) -> None:
-        if challenge not in CHALLENGES:
-            raise ValueError(f"challenge must be one of {', '.join(CHALLENGES)}; got {challenge!r}")
-        if reward not in ("win", "score"):
-            raise ValueError(f"reward must be 'win' or 'score', got {reward!r}")
         self.counts: dict[Split, int] = {"train": train, "validation": validation, "test": test}
         self.reward, self.max_steps = reward, max_steps
         self.games = GameFolder(

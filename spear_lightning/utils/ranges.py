@@ -1,4 +1,4 @@
-"""Numbers with a range: said in the signature, refused where an object is made.
+"""Arguments with a range, or of a few literals: said in the signature, refused where an object is made.
 
 >>> from dataclasses import dataclass
 >>> @in_range
@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import numbers
+import operator
 import types
-from collections.abc import Callable, Iterator
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -44,51 +46,65 @@ Confidence = Annotated[float, Gt(0), Lt(1)]
 """A number in (0, 1)."""
 
 _WORDS: dict[type, tuple[str, str, Callable[[float, float], bool]]] = {
-    Ge: ("ge", "at least", lambda value, bound: value >= bound),
-    Gt: ("gt", "above", lambda value, bound: value > bound),
-    Le: ("le", "at most", lambda value, bound: value <= bound),
-    Lt: ("lt", "below", lambda value, bound: value < bound),
+    Ge: ("ge", "at least", operator.ge),
+    Gt: ("gt", "above", operator.gt),
+    Le: ("le", "at most", operator.le),
+    Lt: ("lt", "below", operator.lt),
 }
 
 
 def in_range(cls: _Class) -> _Class:
-    """Class decorator: arguments must keep the range of their annotation (:data:`Positive`, also ``Positive | None``).
+    """Class decorator: arguments must keep the range, or be one of the literals, of their annotation.
+
+    Unions are allowed: ``Positive | None``, ``Literal["auto"] | Above0``.
 
     Raises:
-        ValueError: by the class, when it is made with a number out of range; names class, argument and range.
+        ValueError: by the class, when it is made with another value; names class, argument and range.
     """
     init = cls.__init__  # type: ignore[misc]
     signature = inspect.signature(init)
 
     @functools.wraps(init)
     def checked(self: Any, *args: Any, **kwargs: Any) -> None:
-        given = signature.bind(self, *args, **kwargs).arguments
-        for name, bounds in _bounds_of(init).items():
-            value = given.get(name)
-            if value is not None and not all(_WORDS[type(bound)][2](value, _limit(bound)) for bound in bounds):
-                said = " and ".join(f"{_WORDS[type(bound)][1]} {_limit(bound):g}" for bound in bounds)
-                raise ValueError(f"{cls.__name__}.{name} must be {said}, not {value}")
+        hints = _hints_of(init)
+        for name, value in signature.bind(self, *args, **kwargs).arguments.items():
+            if name in hints and (rule := _broken_rule(hints[name], value)):
+                raise ValueError(f"{cls.__name__}.{name} must be {rule}, not {value}")
         init(self, *args, **kwargs)
 
     cls.__init__ = checked  # type: ignore[misc]
     return cls
 
 
+@functools.cache
+def _hints_of(init: Callable[..., None]) -> dict[str, Any]:
+    # Looked up late: annotations may name what is defined after the class.
+    return get_type_hints(init, include_extras=True)
+
+
+def _broken_rule(hint: Any, value: object) -> str:
+    """What a value must be by an annotation; empty if it is, or if the annotation says nothing of its range."""
+    rules = []
+    for option in get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,):
+        if option is types.NoneType:
+            if value is None:
+                return ""
+            continue
+        bounds = [extra for extra in getattr(option, "__metadata__", ()) if type(extra) in _WORDS]
+        if get_origin(option) is Literal:
+            allowed, rule = value in get_args(option), f"one of {', '.join(map(str, get_args(option)))}"
+        else:
+            allowed = isinstance(value, numbers.Real) and all(_within(value, bound) for bound in bounds)
+            rule = " and ".join(f"{_WORDS[type(bound)][1]} {_limit(bound):g}" for bound in bounds)
+        if allowed or not rule:  # without a rule anything is right
+            return ""
+        rules.append(rule)
+    return " or ".join(rules)
+
+
+def _within(value: Any, bound: Any) -> bool:
+    return _WORDS[type(bound)][2](value, _limit(bound))
+
+
 def _limit(bound: Any) -> float:
     return float(getattr(bound, _WORDS[type(bound)][0]))
-
-
-@functools.cache
-def _bounds_of(init: Callable[..., None]) -> dict[str, tuple[Any, ...]]:
-    """Of each argument that has a range. Looked up late: annotations may name what is defined after the class."""
-    hints = get_type_hints(init, include_extras=True)
-    found = {name: tuple(_bounds(hint)) for name, hint in hints.items()}
-    return {name: bounds for name, bounds in found.items() if bounds}
-
-
-def _bounds(hint: Any) -> Iterator[Any]:
-    if get_origin(hint) is Annotated:
-        yield from (extra for extra in get_args(hint)[1:] if type(extra) in _WORDS)
-    elif get_origin(hint) in (Union, types.UnionType):
-        for option in get_args(hint):
-            yield from _bounds(option)

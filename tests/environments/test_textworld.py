@@ -214,7 +214,7 @@ def test_a_map_without_room_for_the_quest_is_drawn_again(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"challenge": "chess"}, "one of coin_collector, treasure_hunter, cooking, simple; got 'chess'"),
+        ({"challenge": "chess"}, "one of coin_collector, treasure_hunter, cooking, simple, not chess"),
         ({"reward": "steps"}, "reward must be"),
         ({"max_steps": 0}, "max_steps must be at least 1"),
         ({"train": 0}, "train must be at least 1 and at most"),

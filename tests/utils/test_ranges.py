@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import pytest
 from jsonargparse import ArgumentParser
 
-from spear_lightning.utils.ranges import Positive, Share, in_range
+from spear_lightning.utils.ranges import Above0, Positive, Share, in_range
 
 
 @in_range
@@ -18,10 +19,14 @@ class Numbers:
     Args:
         count: of things.
         share: of a whole.
+        mode: of work.
+        limit: of something.
     """
 
     count: Positive = 1
     share: Share | None = None
+    mode: Literal["slow", "fast"] = "slow"
+    limit: Literal["auto"] | Above0 = "auto"
 
 
 @in_range
@@ -43,6 +48,9 @@ class Plain:
         ({"count": 0}, "Numbers.count must be at least 1, not 0"),
         ({"share": 0.0}, "Numbers.share must be above 0 and at most 1, not 0.0"),
         ({"share": 1.5}, "Numbers.share must be above 0 and at most 1, not 1.5"),
+        ({"mode": "lazy"}, "Numbers.mode must be one of slow, fast, not lazy"),
+        ({"limit": "none"}, "Numbers.limit must be one of auto or above 0, not none"),
+        ({"limit": 0.0}, "Numbers.limit must be one of auto or above 0, not 0.0"),
         ({"share": float("nan")}, "Numbers.share must be above 0 and at most 1, not nan"),
     ],
 )
@@ -54,6 +62,7 @@ def test_a_number_out_of_range_is_refused(arguments: dict[str, float], message: 
 def test_numbers_in_range_and_none_are_taken_by_name_and_by_position() -> None:
     assert Numbers() == Numbers(1, None)
     assert Numbers(3, share=1.0) == Numbers(count=3, share=1.0)
+    assert Numbers(1, None, "fast", 0.5).limit == 0.5
     with pytest.raises(ValueError, match=r"^Plain.count must be at least 1, not -1$"):
         Plain(Numbers(), -1)
 

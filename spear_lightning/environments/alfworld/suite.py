@@ -66,8 +66,6 @@ class ALFWorld(TaskSuite):
         unknown = [name for name in kinds if name not in TASK_TYPES]
         if unknown or not kinds or len(set(kinds)) < len(kinds):
             raise ValueError(f"task_types must name some of {', '.join(TASK_TYPES)}, each once; got {list(kinds)}")
-        if games not in ("generated", "official"):
-            raise ValueError(f"games must be 'generated' or 'official', got {games!r}")
         self.max_steps = max_steps
         self._cache_dir = cache_folder(cache_dir) / "alfworld"
         self._source: _Generated | _Official

@@ -63,10 +63,6 @@ class WebShop(TaskSuite):
         per_page: Positive = 10,
         cache_dir: str | None = None,
     ) -> None:
-        if catalogue not in ("generated", "official"):
-            raise ValueError(f"catalogue must be 'generated' or 'official', got {catalogue!r}")
-        if goals not in ("human", "synthetic"):
-            raise ValueError(f"goals must be 'human' or 'synthetic', got {goals!r}")
         self.catalogue, self.products, self.goals, self.seed = catalogue, products, goals, seed
         self.data_dir = data_dir
         self.max_steps, self.per_page = max_steps, per_page
