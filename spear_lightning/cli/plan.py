@@ -110,7 +110,7 @@ def deepspeed_estimate(situation: Situation) -> int | None:
 
     It supposes 16-bit weights and Adam.
     """
-    if situation.zero not in (2, 3):
+    if situation.layout.stage not in (2, 3):
         return None
     from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs as stage3
     from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs as stage2
@@ -127,7 +127,7 @@ def deepspeed_estimate(situation: Situation) -> int | None:
             model.parameters, model.largest, cpu_offload_params=layout.parameter_place != "device", **common
         ),
     }
-    return int(by_stage[situation.zero]()[1])
+    return int(by_stage[situation.layout.stage]()[1])
 
 
 def model_states(plan: MemoryPlan) -> int:
@@ -153,7 +153,7 @@ def _print(console: Console, situation: Situation, estimate: int | None, found: 
     table.add_row("all on the device", where["device"], *totals, style="bold")
     console.print(
         f"{model.parameters / 1e6:,.1f} M parameters ({model.trainable / 1e6:,.1f} M trained), "
-        f"{situation.strategy}{'' if situation.zero is None else f' stage {situation.zero}'}, "
+        f"{situation.strategy}{'' if situation.layout.stage is None else f' stage {situation.layout.stage}'}, "
         f"{_count(layout.ranks, 'rank')} on {_count(situation.nodes, 'node')}, "
         f"micro-batches of {situation.work.tokens} tokens, sequences of up to {situation.work.sequence_tokens}",
         highlight=False,
@@ -198,7 +198,7 @@ def _record(situation: Situation, estimate: int | None, found: Sequence[Suggesti
         "capacity": situation.capacity,
         "peak_phase": plan.peak_phase,
         "strategy": situation.strategy,
-        "stage": situation.zero,
+        "stage": situation.layout.stage,
         "ranks": situation.layout.ranks,
         "nodes": situation.nodes,
         "model": vars(situation.model),

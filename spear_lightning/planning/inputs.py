@@ -65,7 +65,6 @@ def read_situation(config: Namespace, *, capacity: int | None, context: int | No
         capacity=machine_memory(gpu) if capacity is None else capacity,
         gpu=gpu,
         strategy=type(strategy).__name__,
-        zero=strategy.stage if isinstance(strategy, ZeroStrategy) else None,
         start=model.parameters * DTYPES[policy.dtype].itemsize,
         notes=(eager,) if policy.attention == "eager" else (),
     )
@@ -204,5 +203,4 @@ def _workload(
         decoded=decoded,
         cache_limit=None if limit_gib is None else int(limit_gib * 2**30),
         replay_entries=0 if replay is None else replay.schedule.limit(replay.capacity),
-        replay_tokens=longest,
     )

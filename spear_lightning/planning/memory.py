@@ -128,19 +128,19 @@ def _parts(model: ModelShape, numbers: Numbers, layout: Layout, work: Workload) 
     stays = layout.gradient_copy or layout.parameters > 1
     yield Part("communication buckets", communication, phases=always if stays else ("backward",))
     yield Part("passing gradients", passing_bytes(model, numbers, layout), phases=("backward",))
-    if layout.live:
+    if layout.stage == 3:
         gathered = numbers.weight * max(model.largest, min(model.parameters, layout.live))
         yield Part("gathered parameters", gathered, phases=("backward",))
     yield Part("activations", activation_bytes(model, numbers, work.tokens, work.checkpointing), phases=("backward",))
     yield Part("temporaries", temporary_bytes(model, numbers, work), phases=("backward",))
-    if layout.replica:
+    if layout.stage == 3:
         yield Part("generation replica", weights, phases=("generation",) if layout.free_replica else always)
     columns = cache_columns(work.prompt_tokens, work.sequence_tokens)
     cache = cache_bytes(model, numbers, work.sequences, columns) if work.cache_limit is None else work.cache_limit
     yield Part("generation cache", cache, phases=("generation",))
     yield Part("generation temporaries", generation_bytes(model, numbers, work), phases=("generation",))
     entries = -(-work.replay_entries // layout.ranks)
-    yield Part("replay", replay_bytes(entries, work.replay_tokens), "host")
+    yield Part("replay", replay_bytes(entries, work.sequence_tokens), "host")
 
 
 def optimizer_bytes(model: ModelShape, numbers: Numbers, layout: Layout) -> int:
@@ -172,7 +172,7 @@ def passing_bytes(model: ModelShape, numbers: Numbers, layout: Layout) -> int:
     """
     if layout.gradients == 1:
         return 0
-    accumulated = -(-model.trainable // layout.gradients) if layout.incoming else 0
+    accumulated = -(-model.trainable // layout.gradients) if layout.stage == 2 else 0
     return numbers.weight * (min(model.largest, model.trainable) + accumulated)
 
 
