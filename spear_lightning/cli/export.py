@@ -19,7 +19,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
-from spear_lightning.checkpoint.manifest import MANIFEST, STATE, Manifest, problem
+from spear_lightning.checkpoint.manifest import MANIFEST, STATE, load_complete
 from spear_lightning.distributed.zero import UNIVERSAL
 from spear_lightning.planning.layouts import made
 from spear_lightning.policy.policy import Policy
@@ -68,10 +68,7 @@ def export_checkpoint(checkpoint: str, folder: str, config: str | None = None, m
         raise ValueError(f"there is no checkpoint {checkpoint}")
     name, iterations = source.name, ""
     if (source / MANIFEST).exists():
-        wrong = problem(source, hashes=True)
-        if wrong is not None:
-            raise ValueError(f"{source} is not a complete checkpoint: {wrong}")
-        iterations = str(Manifest.load(source).iteration)
+        iterations = str(load_complete(source, hashes=True).iteration)
         source = source / STATE
     settings_file = Path(config).expanduser() if config else _nearest_config(source)
     settings = _read_settings(settings_file)

@@ -34,7 +34,7 @@ _GIB = 1024**3
 
 
 class PlanCLI(SpearCLI):
-    """The command line of ``spear fit`` up to the composed configuration: nothing is made of it."""
+    """The command line of ``spear fit`` up to the composed configuration; nothing is instantiated or run."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
