@@ -15,7 +15,7 @@ _MOST_NODES = 64
 
 @dataclass(frozen=True)
 class Situation:
-    """A planned run and the memory there is for it.
+    """A planned run and the available memory.
 
     Attributes:
         model: its shape.
@@ -91,7 +91,9 @@ def suggestions(situation: Situation) -> list[Suggestion]:
             return []
         texts.append(better[0])
         situation = better[1]
-    return [Suggestion(" and ".join(_last_of_each(texts)), situation.needed)]
+    stages = [text for text in texts if "strategy/zero" in text]
+    # A stage that a higher one replaces is not worth mentioning.
+    return [Suggestion(" and ".join(text for text in texts if text not in stages[:-1]), situation.needed)]
 
 
 def _changes(now: Situation) -> Iterator[tuple[str, Situation]]:
@@ -144,9 +146,3 @@ def _at_stage(now: Situation, stage: int) -> Situation:
 
 def _on_nodes(now: Situation, nodes: int) -> Situation:
     return replace(now, layout=replace(now.layout, ranks=now.layout.ranks_per_node * nodes), nodes=nodes)
-
-
-def _last_of_each(texts: list[str]) -> list[str]:
-    """A stage that a higher one replaces is not worth mentioning."""
-    stages = [text for text in texts if "strategy/zero" in text]
-    return [text for text in texts if text not in stages[:-1]]
