@@ -42,7 +42,7 @@ By task type, at temperature {temperature}: {by_type}.
 
 @dataclass(frozen=True)
 class SFTResult:
-    """What supervised fine-tuning brought.
+    """Result of supervised fine-tuning.
 
     Attributes:
         folder: the Hugging Face folder that was written.
