@@ -116,7 +116,7 @@ def planned(case: Case) -> dict[str, float]:
         "parameters": plan.bytes_of("parameters"),
         "gradients": plan.bytes_of("gradients"),
         "optimizer": plan.bytes_of("optimizer"),
-        "communication buckets": 0 if layout.incoming else plan.bytes_of("communication buckets"),
+        "communication buckets": 0 if layout.stage == 2 else plan.bytes_of("communication buckets"),
         "activations": plan.bytes_of("activations"),
         "peak of an update": max(plan.total("backward"), plan.total("step")),
         "generation replica": plan.bytes_of("generation replica"),

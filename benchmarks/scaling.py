@@ -58,7 +58,6 @@ WORK = Workload(
     prompt_tokens=PROMPT,
     decoded=32,
     replay_entries=2048,
-    replay_tokens=ROW,
 )
 AUTOCAST = Numbers(weight=4, compute=2, residual=4, state=8, cast=2)
 ZERO = Numbers(weight=2, compute=2, residual=2, master=4, state=8)
@@ -86,7 +85,7 @@ class Setting:
 
 
 def _zero(stage: int, **more: Any) -> Callable[[int], Layout]:
-    return lambda ranks: Layout.zero(stage, ranks, GPUS, **more)
+    return lambda ranks: Layout(ranks, GPUS, stage, **more)
 
 
 FEW = replace(WORK, sequences=8, played=8, decoded=8)
@@ -148,7 +147,7 @@ def cost_table(model: ModelShape, matrices: int) -> list[str]:
     for setting in SETTINGS[:4]:
         sent = update_messages(model, setting.numbers, setting.layout(GPUS), MICRO_BATCHES)
         rows.append([f"messages of an update, {setting.name}, GB per GPU", f"{sent / 1e9:.1f}"])
-    replica = replica_messages(model, ZERO, Layout.zero(3, GPUS, GPUS))
+    replica = replica_messages(model, ZERO, Layout(GPUS, GPUS, 3))
     rows.append(["messages of the replica, ZeRO-3, GB per GPU and iteration", f"{replica / 1e9:.1f}"])
     for name, setting in (("DDP", SETTINGS[0]), ("ZeRO-1 and 2", SETTINGS[1]), ("ZeRO-3", SETTINGS[3])):
         size = checkpoint_bytes(model, setting.numbers, setting.layout(GPUS)) / 1e9

@@ -7,7 +7,8 @@ import shutil
 import signal
 import time
 from contextlib import nullcontext, suppress
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
+from operator import itemgetter
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from spear_lightning.callbacks.logs import make_folder
 from spear_lightning.checkpoint.manifest import (
     MANIFEST,
     RANKS,
@@ -28,8 +30,8 @@ from spear_lightning.checkpoint.manifest import (
     describe_files,
     discard,
     file_names,
+    load_complete,
     newest_checkpoint,
-    problem,
     publish,
 )
 from spear_lightning.distributed.collectives import gather
@@ -70,7 +72,7 @@ class ShardedCheckpoint(Checkpoint):
 
     Raises:
         ValueError: a number is out of range.
-        MisconfigurationException: a word is not known; or the directory cannot be written.
+        MisconfigurationException: ``mode`` or ``on_error`` is unknown, or the directory cannot be written.
 
     Example::
 
@@ -99,6 +101,7 @@ class ShardedCheckpoint(Checkpoint):
         self.directory = None if directory is None else Path(directory)
         self.every_n_iterations, self.keep = every_n_iterations, keep
         self.monitor, self.mode, self.on_error = monitor, mode, on_error
+        self._sign = 1 if mode == "max" else -1
         self._validated = -1
         self._terminating = False
         self.interrupted = False
@@ -127,21 +130,12 @@ class ShardedCheckpoint(Checkpoint):
         """Find out now whether the directory can be written, not after hours."""
         if stage != "fit" or not trainer.is_global_zero:
             return
-        folder = self.folder(trainer)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / f"{_PARTIAL}probe"
-            probe.write_bytes(b"")
-            probe.unlink()
-            for left in folder.glob(f"{_PARTIAL}*"):  # of a run that was killed
-                shutil.rmtree(left, ignore_errors=True)
-        except OSError as error:
-            raise MisconfigurationException(
-                f"ShardedCheckpoint cannot write to {folder} ({error}): set its directory, or run.directory"
-            ) from error
+        make_folder(self.folder(trainer), "ShardedCheckpoint")
+        for left in self.folder(trainer).glob(f"{_PARTIAL}*"):  # of a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Nobody has asked for an end yet."""
+        """Forget the SIGTERM of an earlier fit."""
         self._terminating = self.interrupted = False
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -184,11 +178,11 @@ class ShardedCheckpoint(Checkpoint):
         self._terminating = True
 
     def state_dict(self) -> dict[str, Any]:
-        """What tells the checkpoints of this run from those of another in the same folder."""
+        """The id of the run, by which its checkpoints are told from those of others in the same folder."""
         return {"run": self._run}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The run goes on."""
+        """Take over the id of the run that is resumed."""
         self._run = state_dict["run"]
 
     # --- how -----------------------------------------------------------------------------------------------------
@@ -196,6 +190,9 @@ class ShardedCheckpoint(Checkpoint):
     def _save(self, trainer: pl.Trainer, iteration: int, score: float | None) -> None:
         folder = self.folder(trainer)
         partial = folder / f"{_PARTIAL}iteration-{iteration:05d}"
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        ranked = datamodule if isinstance(datamodule, RankState) else None
+        files: dict[str, StoredFile] = {}
 
         def prepare() -> None:
             if trainer.is_global_zero:
@@ -203,32 +200,30 @@ class ShardedCheckpoint(Checkpoint):
                 shutil.rmtree(partial, ignore_errors=True)
                 (partial / RANKS).mkdir(parents=True)
 
-        files: dict[str, StoredFile] = {}
+        def write_rank_state() -> None:
+            if ranked is not None:
+                ranked.save_rank_state(partial / RANKS)
+
+        def write_state() -> None:
+            apart = nullcontext() if ranked is None else ranked.rank_state_apart()
+            with apart, errors_deferred(trainer.strategy, "save_checkpoint"):
+                trainer.save_checkpoint(partial / STATE)
 
         def describe() -> None:
-            names = file_names(partial)[trainer.global_rank :: trainer.world_size]
-            files.update(describe_files(partial, names))
+            files.update(describe_files(partial, file_names(partial)[trainer.global_rank :: trainer.world_size]))
 
         def finish() -> None:
+            # Every rank gets here, or none.
+            everywhere = {name: entry for part in gather(files) for name, entry in part.items()}
             if trainer.is_global_zero:
-                manifest = self._manifest(trainer, iteration, score, everywhere)
-                manifest.save(partial)
+                self._manifest(trainer, iteration, score, everywhere).save(partial)
                 publish(partial, folder, iteration)
                 self._prune(folder)
 
-        for step in (
-            prepare,
-            lambda: self._write_rank_state(trainer, partial / RANKS),
-            lambda: self._write_state(trainer, partial / STATE),
-            describe,
-        ):
+        for step in (prepare, write_rank_state, write_state, describe, finish):
             failure = first_failure(step)
             if failure is not None:
                 return self._failed(trainer, iteration, partial, failure)
-        everywhere = {name: entry for part in gather(files) for name, entry in part.items()}
-        failure = first_failure(finish)
-        if failure is not None:
-            self._failed(trainer, iteration, partial, failure)
         return None
 
     def _manifest(
@@ -241,23 +236,13 @@ class ShardedCheckpoint(Checkpoint):
             world_size=trainer.world_size,
             strategy=type(trainer.strategy).__name__,
             stage=getattr(trainer.strategy, "stage", None),
-            versions={name: _version(name) for name in _PACKAGES},
+            versions=dict.fromkeys(_PACKAGES, "not installed")
+            | {name: found.version for name in _PACKAGES for found in distributions(name=name)},
             score=score,
             run=self._run,
             files=files,
             policy=policy.fingerprint() if isinstance(policy, Policy) else None,
         )
-
-    def _write_rank_state(self, trainer: pl.Trainer, folder: Path) -> None:
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        if isinstance(datamodule, RankState):
-            datamodule.save_rank_state(folder)
-
-    def _write_state(self, trainer: pl.Trainer, path: Path) -> None:
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        apart = datamodule.rank_state_apart() if isinstance(datamodule, RankState) else nullcontext()
-        with apart, errors_deferred(trainer.strategy, "save_checkpoint"):
-            trainer.save_checkpoint(path)
 
     def _failed(self, trainer: pl.Trainer, iteration: int, partial: Path, failure: str) -> None:
         if trainer.is_global_zero:
@@ -268,7 +253,7 @@ class ShardedCheckpoint(Checkpoint):
         rank_zero_warn(f"{message}; training goes on, older checkpoints are intact")
 
     def _check_room(self, folder: Path) -> None:
-        """Do not begin what cannot be finished."""
+        """Raise ``OSError`` if the disk has no room for another checkpoint like the newest."""
         for newest in complete_checkpoints(folder)[:1]:
             needed = sum(entry.size for entry in Manifest.load(newest).files.values())
             free = shutil.disk_usage(folder).free
@@ -277,7 +262,7 @@ class ShardedCheckpoint(Checkpoint):
 
     def _is_best(self, score: float, folder: Path) -> bool:
         scores = [known.score for _, known in self._of_run(self._run, folder) if known.score is not None]
-        return not scores or (score > max(scores) if self.mode == "max" else score < min(scores))
+        return all(self._sign * score > self._sign * known for known in scores)
 
     def _of_run(self, run: str, folder: Path) -> list[tuple[Path, Manifest]]:
         """Its checkpoints, the newest first. Those of another run in the folder are not ours to compare or remove."""
@@ -285,8 +270,8 @@ class ShardedCheckpoint(Checkpoint):
         return [(path, manifest) for path, manifest in found if manifest.run == run]
 
     def _best_of(self, checkpoints: list[tuple[Path, Manifest]]) -> Path | None:
-        scored = [(manifest.score, path) for path, manifest in checkpoints if manifest.score is not None]
-        return (max if self.mode == "max" else min)(scored, key=lambda pair: pair[0])[1] if scored else None
+        scored = [(self._sign * known.score, path) for path, known in checkpoints if known.score is not None]
+        return max(scored, key=itemgetter(0))[1] if scored else None
 
     def _prune(self, folder: Path) -> None:
         newest_first = self._of_run(self._run, folder)
@@ -329,10 +314,10 @@ def resolve_checkpoint(
         found = Path(given)
         if not (found / MANIFEST).exists():
             return os.fspath(given)
-    wrong = problem(found)
-    if wrong is not None:
-        raise MisconfigurationException(f"ckpt_path: {found} is not a complete checkpoint: {wrong}; give another one")
-    manifest = Manifest.load(found)
+    try:
+        manifest = load_complete(found)
+    except ValueError as error:
+        raise MisconfigurationException(f"ckpt_path: {error}; give another one") from error
     if manifest.ranks not in (None, trainer.world_size):
         raise MisconfigurationException(
             f"ckpt_path: {found} was written by {manifest.ranks} ranks under ZeRO, and this run has "
@@ -342,11 +327,3 @@ def resolve_checkpoint(
     if manifest.policy is not None and isinstance(module, SpearModule):
         module.check_policy(manifest.policy)
     return str(found / STATE)
-
-
-def _version(package: str) -> str:
-    """Of an installed package; a checkout that is on the path without being installed has none."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"

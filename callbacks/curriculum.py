@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
-from typing_extensions import override
 
 from spear_lightning.algorithm import CosineDecay, CosineWarmup, Schedule
 from spear_lightning.callbacks.logs import log_iteration
 from spear_lightning.utils.ranges import AtLeast0, NotNegative, in_range
 
-_DEFAULTS = {"imitation_warmup": 200, "tool_reward_decay": 200, "imitation_max": 1.0, "tool_reward_max": 1.0}
-_PARTS = {
-    "imitation": ("imitation_warmup", "imitation_max"),
-    "tool_reward": ("tool_reward_decay", "tool_reward_max"),
-}
+_Asked = tuple[Schedule | None, int | None, float | None]
+"""A schedule as a whole, or length and largest weight of the cosine; ``None`` for what is not asked for."""
 
 # A schedule that is 0 for so many iterations never wanted a replay buffer.
 _HORIZON = 1000
@@ -83,15 +79,8 @@ class CurriculumSchedule(Callback):
         tool_reward: Schedule | None = None,
     ) -> None:
         super().__init__()
-        given = {
-            "imitation_warmup": imitation_warmup,
-            "tool_reward_decay": tool_reward_decay,
-            "imitation_max": imitation_max,
-            "tool_reward_max": tool_reward_max,
-            "imitation": imitation,
-            "tool_reward": tool_reward,
-        }
-        self._given: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        self._imitation: _Asked = (imitation, imitation_warmup, imitation_max)
+        self._tool_reward: _Asked = (tool_reward, tool_reward_decay, tool_reward_max)
         self._acts = True
         self._before: tuple[float, float] | None = None
         self._follow([self])
@@ -100,12 +89,12 @@ class CurriculumSchedule(Callback):
         """Find out what is asked for; check that there is something to weight, before training time is spent."""
         if stage != "fit":
             return
-        several = [callback for callback in _callbacks(trainer) if isinstance(callback, CurriculumSchedule)] or [self]
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        several = [callback for callback in callbacks if isinstance(callback, CurriculumSchedule)] or [self]
         self._acts = several[-1] is self
         if not self._acts:
             return
-        if len(several) > 1:
-            self._follow(several)
+        self._follow(several)
         data = _datamodule(trainer)
         for owner, name in ((pl_module, "imitation_weight"), (data, "tool_reward_weight")):
             if not hasattr(owner, name):
@@ -135,32 +124,22 @@ class CurriculumSchedule(Callback):
         if not self._acts:
             return
         gamma, mu = self._set(trainer, pl_module)
-        values = {"curriculum/imitation_weight": gamma, "curriculum/tool_reward_weight": mu}
-        log_iteration(trainer, pl_module, values)
+        log_iteration(trainer, pl_module, {"curriculum/imitation_weight": gamma, "curriculum/tool_reward_weight": mu})
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException | None = None
+    ) -> None:
         """Leave the weights as they were found."""
-        self._restore(trainer, pl_module)
+        if self._before is not None:
+            pl_module.imitation_weight, _datamodule(trainer).tool_reward_weight = self._before  # type: ignore[assignment]
+            self._before = None
 
-    @override
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._restore(trainer, pl_module)
+    on_exception = on_fit_end
 
     def _follow(self, schedules: Sequence[CurriculumSchedule]) -> None:
         """Take over what ``schedules`` ask for; of two that speak of the same weight the later one counts."""
-        asked: dict[str, Any] = {}
-        for schedule in schedules:
-            for whole, parts in _PARTS.items():
-                if any(part in schedule._given for part in parts):
-                    asked.pop(whole, None)  # of an earlier one: it would stand in place of what this one asks for
-            asked |= schedule._given
-        asked = _DEFAULTS | asked
-        self.imitation: Schedule = asked.get("imitation") or CosineWarmup(
-            asked["imitation_warmup"], asked["imitation_max"]
-        )
-        self.tool_reward: Schedule = asked.get("tool_reward") or CosineDecay(
-            asked["tool_reward_decay"], asked["tool_reward_max"]
-        )
+        self.imitation: Schedule = _merged(CosineWarmup, [schedule._imitation for schedule in schedules])
+        self.tool_reward: Schedule = _merged(CosineDecay, [schedule._tool_reward for schedule in schedules])
 
     def _set(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[float, float]:
         gamma = self.imitation(trainer.current_epoch)
@@ -169,16 +148,17 @@ class CurriculumSchedule(Callback):
         _datamodule(trainer).tool_reward_weight = mu
         return gamma, mu
 
-    def _restore(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._before is not None:
-            pl_module.imitation_weight, _datamodule(trainer).tool_reward_weight = self._before  # type: ignore[assignment]
-            self._before = None
-
-
-def _callbacks(trainer: pl.Trainer) -> list[Callback]:
-    found: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return found
-
 
 def _datamodule(trainer: pl.Trainer) -> Any:
     return trainer.datamodule  # type: ignore[attr-defined]
+
+
+def _merged(cosine: Callable[[int, float], Schedule], asked: Iterable[_Asked]) -> Schedule:
+    whole, iterations, most = None, 200, 1.0
+    for schedule, length, largest in asked:
+        if length is not None or largest is not None:
+            whole = None  # of an earlier one: it would stand in place of what this one asks for
+        whole = whole if schedule is None else schedule
+        iterations = iterations if length is None else length
+        most = most if largest is None else largest
+    return cosine(iterations, most) if whole is None else whole

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
-from itertools import zip_longest
+from itertools import pairwise
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -75,28 +76,21 @@ class EntropyMonitor(Callback, RolloutHooks, UpdateHooks):
         positions: Sequence[int] = (1, 2, 3, 5, 9, 17, 33),
     ) -> None:
         super().__init__()
-        self.lower = lower
-        self.upper = upper
-        self.relative_lower = relative_lower
-        self.relative_upper = relative_upper
-        self.patience = patience
-        self.action = action
+        self.lower, self.upper = lower, upper
+        self.relative_lower, self.relative_upper = relative_lower, relative_upper
+        self.patience, self.action = patience, action
         self.positions = tuple(positions)
-        self._check_arguments()
         self._first: float | None = None
         self._out_of_bounds: list[float] = []
         self._which = ""
         self._sums: dict[str, torch.Tensor] = {}  # of a phase: (2, 1 + bins), sums of entropies and counts of tokens
-
-    def _check_arguments(self) -> None:
         for low, high in (("lower", "upper"), ("relative_lower", "relative_upper")):
             lowest, highest = getattr(self, low), getattr(self, high)
             if lowest is not None and highest is not None and lowest >= highest:
                 raise MisconfigurationException(f"EntropyMonitor: {low}={lowest} must be below {high}={highest}")
         if self.action not in ("warn", "stop"):
             raise MisconfigurationException(f'EntropyMonitor: action must be "warn" or "stop", not {self.action!r}')
-        increasing = all(a < b for a, b in zip(self.positions, self.positions[1:], strict=False))
-        if not increasing or any(position < 1 for position in self.positions):
+        if any(position <= before for before, position in pairwise((0, *self.positions))):
             raise MisconfigurationException(
                 f"EntropyMonitor: positions must be increasing turn numbers from 1, not {list(self.positions)}"
             )
@@ -104,15 +98,11 @@ class EntropyMonitor(Callback, RolloutHooks, UpdateHooks):
     @property
     def bins(self) -> list[str]:
         """Names of the bins of turns, in order."""
-        names = []
-        for first, following in zip_longest(self.positions, self.positions[1:]):
-            if following is None:
-                names.append(f"turns_{first}+")
-            elif following == first + 1:
-                names.append(f"turn_{first}")
-            else:
-                names.append(f"turns_{first}-{following - 1}")
-        return names
+        closed = [
+            f"turn_{first}" if following == first + 1 else f"turns_{first}-{following - 1}"
+            for first, following in pairwise(self.positions)
+        ]
+        return closed + [f"turns_{last}+" for last in self.positions[-1:]]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget a half-done iteration of an earlier run."""
@@ -132,15 +122,12 @@ class EntropyMonitor(Callback, RolloutHooks, UpdateHooks):
         entropies = np.concatenate([values for _, values in turns])
         numbers = np.repeat([number for number, _ in turns], [len(values) for _, values in turns])
         known = ~np.isnan(entropies)
-        sums = self._sum_by_bin(
-            torch.from_numpy(entropies[known]), torch.from_numpy(numbers[known]), torch.ones(int(known.sum()))
-        )
-        self._add("rollout", sums)
+        ones = torch.ones(int(known.sum()))
+        self._add("rollout", torch.from_numpy(entropies[known]), torch.from_numpy(numbers[known]), ones)
 
     def on_micro_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, output: MicroBatchOutput) -> None:
         """Add up the entropies of the trained tokens, on the device: nothing waits for it."""
-        sums = self._sum_by_bin(output.entropies.flatten(), output.turns.flatten(), output.mask.flatten())
-        self._add(_PHASES[output.source], sums)
+        self._add(_PHASES[output.source], output.entropies.flatten(), output.turns.flatten(), output.mask.flatten())
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -166,8 +153,8 @@ class EntropyMonitor(Callback, RolloutHooks, UpdateHooks):
         self._out_of_bounds = list(state_dict["out_of_bounds"])
         self._which = state_dict["which"]
 
-    def _sum_by_bin(self, entropies: torch.Tensor, turns: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Sums of entropies and counts of tokens: ``(2, 1 + bins)``, the first column over all turns."""
+    def _add(self, phase: str, entropies: torch.Tensor, turns: torch.Tensor, mask: torch.Tensor) -> None:
+        """Add sums of entropies and counts of tokens, ``(2, 1 + bins)``, the first column over all turns."""
         live = mask.bool()
         values = entropies.double()
         edges = torch.tensor(self.positions, device=turns.device, dtype=torch.long)
@@ -177,10 +164,7 @@ class EntropyMonitor(Callback, RolloutHooks, UpdateHooks):
         members = torch.stack([column.double() for column in columns])
         # Not a matrix product: what stands at masked tokens may be NaN, and 0 · NaN is NaN.
         sums = torch.stack([torch.where(column, values, 0.0).sum() for column in columns])
-        return torch.stack([sums, members.sum(dim=1)])
-
-    def _add(self, phase: str, sums: torch.Tensor) -> None:
-        self._sums[phase] = self._sums[phase] + sums if phase in self._sums else sums
+        self._sums[phase] = torch.stack([sums, members.sum(dim=1)]) + self._sums.get(phase, 0.0)
 
     def _finish_iteration(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         entropies, counts = dict[str, float](), dict[str, float]()
@@ -223,18 +207,15 @@ class EntropyMonitor(Callback, RolloutHooks, UpdateHooks):
         """``("collapsed" | "exploded" | "", the bound that was crossed)``."""
         if not math.isfinite(entropy):
             return "exploded", "it is not finite"
-        for which, sign, word, names in (
-            ("collapsed", 1.0, "below", ("lower", "relative_lower")),
-            ("exploded", -1.0, "above", ("upper", "relative_upper")),
+        for which, word, side, crossed in (
+            ("collapsed", "below", "lower", operator.lt),
+            ("exploded", "above", "upper", operator.gt),
         ):
-            for name in names:
-                given = getattr(self, name)
-                if given is None or (name.startswith("relative") and self._first is None):
-                    continue
-                bound = given * self._first if name.startswith("relative") else given
-                if sign * entropy < sign * bound:
-                    of = f" of the first iteration's {self._first:.4g}" if name.startswith("relative") else ""
-                    return which, f"{word} {name}={given:g}{of}"
+            bound, share = getattr(self, side), getattr(self, f"relative_{side}")
+            if bound is not None and crossed(entropy, bound):
+                return which, f"{word} {side}={bound:g}"
+            if share is not None and self._first is not None and crossed(entropy, share * self._first):
+                return which, f"{word} relative_{side}={share:g} of the first iteration's {self._first:.4g}"
         return "", ""
 
     def _message(self, which: str, bound: str, source: str, iteration: int, stop: bool) -> str:

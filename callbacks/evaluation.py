@@ -75,10 +75,10 @@ class EvaluationReport(Callback, RolloutHooks):
         if not records:
             return
         types = with_families([record.task_type for record in records])
-        self.summaries = {"all": summarize(records, self.confidence)}
-        if len(types) > 1:
-            for name in types:
-                self.summaries[name] = summarize([r for r in records if belongs(r.task_type, name)], self.confidence)
+        self.summaries = {"all": summarize(records, self.confidence)} | {
+            name: summarize([record for record in records if belongs(record.task_type, name)], self.confidence)
+            for name in (types if len(types) > 1 else ())
+        }
         if not trainer.is_global_zero:
             return
         everything, *by_type = self.summaries.items()
@@ -117,18 +117,17 @@ def report_table(summaries: dict[str, EvaluationSummary], title: str, aborted: i
     for name in (*columns, "score", "turns", "tokens", "tool calls", "invalid"):
         table.add_column(name, justify="right")
     for name, summary in [*list(summaries.items())[1:], ("all", whole)]:
-        cells = [str(summary.tasks), _rate(summary.success)]
-        cells += [_rate(summary.pass_at[number]) if number in summary.pass_at else "–" for number in whole.pass_at]
-        if whole.majority is not None:
-            cells.append("–" if summary.majority is None else _rate(summary.majority))
+        rates = [summary.success, *(summary.pass_at.get(number) for number in whole.pass_at)]
+        rates += [] if whole.majority is None else [summary.majority]
         score = summary.score
-        cells += [f"{score.mean:.3f} [{score.low:.3f}, {score.high:.3f}]", f"{summary.turns:.1f}"]
-        cells += [f"{summary.tokens:.0f}", f"{summary.tool_calls:.1f}", f"{summary.invalid:.1%}"]
+        cells = [str(summary.tasks), *map(_rate, rates), f"{score.mean:.3f} [{score.low:.3f}, {score.high:.3f}]"]
+        cells += [f"{summary.turns:.1f}", f"{summary.tokens:.0f}", f"{summary.tool_calls:.1f}"]
+        cells.append(f"{summary.invalid:.1%}")
         if name == "all" and len(summaries) > 1:
             table.add_section()
         table.add_row(name or "(none)", *cells, style="bold" if name == "all" else None)
     return table
 
 
-def _rate(estimate: Estimate) -> str:
-    return f"{estimate.mean:.1%} [{estimate.low:.1%}, {estimate.high:.1%}]"
+def _rate(estimate: Estimate | None) -> str:
+    return "–" if estimate is None else f"{estimate.mean:.1%} [{estimate.low:.1%}, {estimate.high:.1%}]"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -52,12 +52,11 @@ def make_folder(folder: Path, owner: str) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
     except OSError as error:
         raise MisconfigurationException(
-            f"{owner}: cannot make the directory {folder} ({error.strerror}); set {owner}.directory"
+            f"{owner} cannot write to {folder} ({error.strerror}): set {owner}.directory, or run.directory"
         ) from error
-    if not os.access(folder, os.W_OK):
-        raise MisconfigurationException(f"{owner}: cannot write to the directory {folder}; set {owner}.directory")
 
 
 def print_table(table: Table, width: int) -> None:

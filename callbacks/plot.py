@@ -44,8 +44,6 @@ def draw_curve(
         held_out.errorbar(iterations, [success], [[success - low], [high - success]], color=_BLUE, capsize=3)
     held_out.plot(iterations, successes, color=_BLUE, marker="o", markersize=4, label="success")
     held_out.set_title(f"Held-out success ({episodes} episodes)")
-    held_out.set_ylim(0, 1)
-    held_out.yaxis.set_major_formatter(PercentFormatter(1.0))
     held_out.set_xlabel("iterations of training")
     held_out.legend(loc="best", frameon=False)
 
@@ -53,8 +51,6 @@ def draw_curve(
         behaviour = panels[1]
         numbers, rates, _ = zip(*training, strict=True)
         lines = behaviour.plot(numbers, rates, color=_GREEN, linewidth=1.2, label="success in training")
-        behaviour.set_ylim(0, 1)
-        behaviour.yaxis.set_major_formatter(PercentFormatter(1.0))
         behaviour.set_ylabel("success in training", color=_GREEN)
         behaviour.set_xlabel("iteration")
         known = [(point[0], point[2]) for point in training if point[2] is not None]
@@ -68,6 +64,8 @@ def draw_curve(
         behaviour.legend(handles=lines, loc="best", frameon=False)
 
     for panel in panels:
+        panel.set_ylim(0, 1)
+        panel.yaxis.set_major_formatter(PercentFormatter(1.0))
         panel.grid(alpha=0.25)
         panel.spines["top"].set_visible(False)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -80,10 +80,6 @@ class RolloutProgress(ProgressBar, RolloutHooks):
 
     # --- phases --------------------------------------------------------------------------------------------------
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Open the bars."""
-        self._open(trainer)
-
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A new iteration: forget the last one."""
         self._iteration_start = time.perf_counter()
@@ -107,15 +103,13 @@ class RolloutProgress(ProgressBar, RolloutHooks):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """One iteration is done."""
-        iteration = trainer.current_epoch
-        known = trainer.max_epochs is not None and trainer.max_epochs > 0
-        last = trainer.max_epochs if known else "?"
-        self._update("run", completed=iteration + 1, text=_figures(self._training), force=True)
+        iteration, last = trainer.current_epoch + 1, _iterations(trainer) or "?"
+        self._update("run", completed=iteration, text=_figures(self._training), force=True)
         if self._progress is None:
             seconds = time.perf_counter() - self._iteration_start
             parts = ", ".join(f"{name} {value:.1f}" for name, value in self._seconds.items() if value >= 0.05)
             self.print(
-                f"iteration {iteration + 1:{len(str(last))}d}/{last}  {_figures(self._training)}  "
+                f"iteration {iteration:{len(str(last))}d}/{last}  {_figures(self._training)}  "
                 f"{seconds:.1f} s" + (f" ({parts})" if parts else "")
             )
 
@@ -163,7 +157,7 @@ class RolloutProgress(ProgressBar, RolloutHooks):
     on_test_start = on_predict_start = on_validation_start
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Give the terminal back before a message is printed."""
+        """Close the bars before the message is printed."""
         self._close()
 
     @override
@@ -173,11 +167,9 @@ class RolloutProgress(ProgressBar, RolloutHooks):
     # --- display -------------------------------------------------------------------------------------------------
 
     def _open(self, trainer: pl.Trainer) -> None:
-        if not self._enabled or self._progress is not None:
-            return
         console = Console()
         plain = self.plain if self.plain is not None else not console.is_terminal or console.is_dumb_terminal
-        if plain:
+        if plain or not self._enabled or self._progress is not None:
             return
         # Drawn when something happens and not by a thread: rollouts start processes, and forking with a thread that
         # holds the console's lock can hang.
@@ -190,8 +182,7 @@ class RolloutProgress(ProgressBar, RolloutHooks):
             console=console,
             auto_refresh=False,
         )
-        epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
-        for name, total in (("run", epochs), ("rollout", None), ("updates", None)):
+        for name, total in (("run", _iterations(trainer)), ("rollout", None), ("updates", None)):
             self._bars[name] = self._progress.add_task(name, total=total, completed=0, text="")
         self._progress.update(self._bars["run"], completed=trainer.current_epoch)
         self._progress.start()
@@ -210,6 +201,11 @@ class RolloutProgress(ProgressBar, RolloutHooks):
             self._progress.stop()
             self._progress = None
             self._bars.clear()
+
+
+def _iterations(trainer: pl.Trainer) -> int | None:
+    """Of the whole run, where they are bounded."""
+    return trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
 
 
 def _finite(number: int | float) -> int | None:

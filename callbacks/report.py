@@ -151,14 +151,20 @@ class LearningCurve(Callback, RolloutHooks):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add a point to the curve."""
-        evaluation = self._evaluate(trainer)
+        results, self._results = self._results.over_ranks(), Results()
         # A resumed run checks again before it goes on; its curve has that point already.
-        if evaluation is None or (trainer.sanity_checking and self._evaluations):
+        if not results.records or (trainer.sanity_checking and self._evaluations):
             return
-        self._evaluations[evaluation.iteration] = evaluation
-        if not trainer.is_global_zero:
-            return
-        if trainer.state.fn == TrainerFn.FITTING:
+        iteration = completed_iterations(trainer)
+        self._evaluations[iteration] = Evaluation(
+            iteration=iteration,
+            updates=trainer.global_step,
+            episodes=results.success.episodes,
+            successes=results.success.successes,
+            aborted=results.aborted,
+            task_types={name: (*rate,) for name, rate in results.by_type.items()},  # plain, for a checkpoint
+        )
+        if trainer.is_global_zero and trainer.state.fn == TrainerFn.FITTING:
             self._write(picture=not trainer.sanity_checking)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -189,21 +195,6 @@ class LearningCurve(Callback, RolloutHooks):
         evaluations = [Evaluation(**values) for values in state_dict["evaluations"]]
         self._evaluations = {evaluation.iteration: evaluation for evaluation in evaluations}
         self._training = {point["iteration"]: TrainingPoint(**point) for point in state_dict["training"]}
-
-    def _evaluate(self, trainer: pl.Trainer) -> Evaluation | None:
-        results, self._results = self._results.over_ranks(), Results()
-        if not results.records:
-            return None
-        return Evaluation(
-            iteration=completed_iterations(trainer),
-            updates=trainer.global_step,
-            episodes=results.success.episodes,
-            successes=results.success.successes,
-            aborted=results.aborted,
-            task_types={
-                name: (won, played) for name, (won, played) in results.by_type.items()
-            },  # plain, for a checkpoint
-        )
 
     def _write(self, picture: bool = True) -> None:
         write_atomically(self._folder / "evaluations.json", json.dumps(self._report(), indent=2) + "\n")

@@ -73,7 +73,7 @@ class RolloutLog(Callback, RolloutHooks):
         unknown = [split for split in self.splits if split not in _SPLITS]
         if unknown:
             raise MisconfigurationException(f"RolloutLog: splits may hold {', '.join(_SPLITS)}; not {unknown[0]!r}")
-        self._folder = self.directory
+        self._folder = self.directory or Path("rollouts")
         # Parts of one evaluation phase that were written already: each gets a file of its own.
         self._parts: dict[Path, int] = {}
 
@@ -85,12 +85,7 @@ class RolloutLog(Callback, RolloutHooks):
             iteration: of training, its number; of evaluation, how many iterations were done before it.
             rank: of the process.
             part: number of the part, where a phase is played in several.
-
-        Raises:
-            RuntimeError: no directory was given, and no trainer has told one yet.
         """
-        if self._folder is None:
-            raise RuntimeError("RolloutLog knows its directory only when a trainer has set it up")
         suffix = f"-part-{part}" if part else ""
         return self._folder / split / f"iteration-{iteration:05d}-rank-{rank}{suffix}.jsonl"
 
@@ -109,8 +104,8 @@ class RolloutLog(Callback, RolloutHooks):
             return
         iteration = rollout.iteration if training else completed_iterations(trainer)
         rank = trainer.global_rank
-        entries = [record(rollout.split, iteration, rank, item, item) for item in rollout.episodes]
-        entries += [record(rollout.split, iteration, rank, episode, None) for episode in rollout.aborted]
+        episodes = (*rollout.episodes, *rollout.aborted)
+        entries = [record(rollout.split, iteration, rank, episode) for episode in episodes]
         lines = [json.dumps(entry, ensure_ascii=True, allow_nan=False) + "\n" for entry in entries]
         whole = self.path(rollout.split, iteration, rank)
         part = self._parts.get(whole, 0)
@@ -127,13 +122,12 @@ class RolloutLog(Callback, RolloutHooks):
 
     def _write_transcripts(self, trainer: pl.Trainer, rollout: Rollout) -> None:
         rendered = {
-            name: (key, transcript(f"Iteration {rollout.iteration}: {name} episode", scored))
-            for name, (key, scored) in notable(rollout).items()
+            name: (key, transcript(f"Iteration {rollout.iteration}: {name} episode", episode))
+            for name, (key, episode) in notable(rollout).items()
         }
         chosen = pick(gather(rendered))
         if not trainer.is_global_zero or not chosen:
             return
-        assert self._folder is not None
         write_atomically(
             self._folder / rollout.split / f"iteration-{rollout.iteration:05d}.md", "\n".join(chosen.values())
         )

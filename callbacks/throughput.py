@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -21,20 +21,6 @@ from spear_lightning.rollout.episode import Rollout
 from spear_lightning.training.hooks import MicroBatchOutput, RolloutHooks, UpdateHooks
 
 _DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
-
-
-@dataclass(frozen=True, slots=True)
-class _Share:
-    """What one rank did in an iteration: seconds, counts, and the peak of its device (0: unknown)."""
-
-    iteration: float
-    rollout: float
-    played: float
-    update: float
-    episodes: int
-    tokens: int
-    flops: float
-    peak: float
 
 
 class ThroughputMonitor(Callback, RolloutHooks, UpdateHooks):
@@ -77,13 +63,10 @@ class ThroughputMonitor(Callback, RolloutHooks, UpdateHooks):
 
     def __init__(self, peak_flops: float | Literal["auto", "measure"] = "auto") -> None:
         super().__init__()
-        if isinstance(peak_flops, str):
-            if peak_flops not in ("auto", "measure"):
-                raise MisconfigurationException(
-                    f"ThroughputMonitor: peak_flops must be a number, auto or measure, not {peak_flops!r}"
-                )
-        elif not peak_flops > 0:
-            raise MisconfigurationException(f"ThroughputMonitor: peak_flops must be above 0, not {peak_flops}")
+        if peak_flops not in ("auto", "measure") and (isinstance(peak_flops, str) or not peak_flops > 0):
+            raise MisconfigurationException(
+                f"ThroughputMonitor: peak_flops must be a number above 0, auto or measure, not {peak_flops!r}"
+            )
         self.peak_flops = peak_flops
         self._model: tuple[ModelShape, int] | None = None
         self._peak = 0.0
@@ -163,28 +146,23 @@ class ThroughputMonitor(Callback, RolloutHooks, UpdateHooks):
         """Log the iteration."""
         first = self._last if self._first is None else self._first
         tokens, squares, predicted = (0.0, 0.0, 0.0) if self._counts is None else self._counts.tolist()
-        shares = gather(
-            _Share(
-                iteration=time.perf_counter() - self._start - self._validation,
-                rollout=first - self._start,
-                played=self._played,
-                update=self._last - first,
-                episodes=self._episodes,
-                tokens=int(tokens),
-                flops=model_flops(*self._model, tokens, squares, predicted) if self._model else 0.0,
-                peak=self._peak,
-            )
-        )
-        log_iteration(trainer, pl_module, _figures(shares))
+        flops = model_flops(*self._model, tokens, squares, predicted) if self._model else 0.0
+        whole = time.perf_counter() - self._start - self._validation
+        seconds = (whole, first - self._start, self._played, self._last - first)
+        counts = (self._episodes, int(tokens), flops, self._peak)
+        log_iteration(trainer, pl_module, _figures(gather((seconds, counts))))
 
 
-def _figures(shares: list[_Share]) -> dict[str, float]:
-    """What is logged of the shares of all ranks."""
+def _figures(ranks: Sequence[tuple[tuple[float, ...], tuple[float, ...]]]) -> dict[str, float]:
+    """What is logged.
 
-    def slowest(name: str) -> float:
-        return max(float(getattr(share, name)) for share in shares)
-
-    whole, rollout, update, played = map(slowest, ("iteration", "rollout", "update", "played"))
+    Args:
+        ranks: of each the seconds of the iteration, its rollout, the playing of it and the update; and its number of
+            episodes and of tokens, its operations and the peak of its device (0: unknown).
+    """
+    seconds, counts = zip(*ranks, strict=True)
+    whole, rollout, played, update = (max(column) for column in zip(*seconds, strict=True))
+    episodes, tokens, flops, peak = (sum(column) for column in zip(*counts, strict=True))
     values = {
         "time/iteration": whole,
         "time/rollout": rollout,
@@ -192,12 +170,11 @@ def _figures(shares: list[_Share]) -> dict[str, float]:
         "time/other": max(0.0, whole - rollout - update),
     }
     if played > 0:
-        values["rollout/episodes_per_second"] = sum(share.episodes for share in shares) / played
-    tokens = sum(share.tokens for share in shares)
+        values["rollout/episodes_per_second"] = episodes / played
     if tokens and update > 0:
         values["update/tokens_per_second"] = tokens / update
-        if all(share.peak for share in shares):
-            values["time/mfu"] = sum(s.flops for s in shares) / (update * sum(s.peak for s in shares))
+        if all(of_rank[-1] for of_rank in counts):
+            values["time/mfu"] = flops / (update * peak)
     return values
 
 
@@ -239,7 +216,5 @@ def _finish(device: torch.device) -> None:
 
 def _dtype_of(trainer: pl.Trainer, pl_module: pl.LightningModule) -> torch.dtype:
     """That the update multiplies matrices in."""
-    for name, dtype in _DTYPES.items():
-        if str(trainer.precision).startswith(name):
-            return dtype
-    return next(pl_module.parameters()).dtype
+    found = (dtype for name, dtype in _DTYPES.items() if str(trainer.precision).startswith(name))
+    return next(found, next(pl_module.parameters()).dtype)

@@ -20,25 +20,24 @@ _EPISODE = ("group", "index", "context", "weight_version", "status", "reason", "
 _SCORED = ("reward", "parts", "group_kept", "group_mean", "group_std")
 
 
-def record(split: str, iteration: int, rank: int, episode: Episode, scored: Episode | None) -> dict[str, Any]:
+def record(split: str, iteration: int, rank: int, episode: Episode) -> dict[str, Any]:
     """An episode as a dictionary that strict JSON can hold.
 
     Args:
         split: which tasks were played.
         iteration: number that the file is named by.
         rank: of the process that played it.
-        episode: as played.
-        scored: what the algorithm made of it; ``None`` for an aborted episode.
+        episode: as scored, or aborted.
     """
     task = episode.task
     entry: dict[str, Any] = {"split": split, "iteration": iteration, "rank": rank}
     entry["task"] = {"id": task.id, "task_type": task.task_type, "seed": task.seed}
     entry |= {name: getattr(episode, name) for name in _EPISODE} | {"score": float(episode.score)}
     turns = [_turn_record(turn) for turn in episode.turns]
-    if scored is not None:
-        entry |= {name: getattr(scored, name) for name in _SCORED} | {"filters": sorted(scored.filters)}
+    if episode.status != "aborted":
+        entry |= {name: getattr(episode, name) for name in _SCORED} | {"filters": sorted(episode.filters)}
         for name, key in (("advantages", "advantage"), ("keep", "keep"), ("penalties", "penalty")):
-            values = getattr(scored, name)
+            values = getattr(episode, name)
             if len(values) == len(turns):
                 for turn, value in zip(turns, values.tolist(), strict=True):
                     turn[key] = value
@@ -116,52 +115,42 @@ def notable(rollout: Rollout) -> dict[str, tuple[tuple[float, ...], Episode]]:
         "worst": lambda item: (ranked(item.reward), *order(item)),
         "random": lambda item: (stream_seed("transcript", rollout.iteration, *order(item)), *order(item)),
     }
-    chosen = {}
-    for name, key in keys.items():
-        episode = min(rollout.episodes, key=key)
-        chosen[name] = (key(episode), episode)
-    return chosen
+    chosen = {name: min(rollout.episodes, key=key) for name, key in keys.items()}
+    return {name: (keys[name](episode), episode) for name, episode in chosen.items()}
 
 
-def transcript(title: str, scored: Episode) -> str:
+def transcript(title: str, episode: Episode) -> str:
     """An episode in Markdown that shows the text exactly as text: no markup or control character of it takes effect.
 
     Args:
         title: heading.
-        scored: the episode.
+        episode: as scored.
     """
-    episode = scored
     outcome = "solved" if episode.success else "not solved"
-    parts = ", ".join(f"{name} {value:g}" for name, value in scored.parts.items())
+    parts = ", ".join(f"{name} {value:g}" for name, value in episode.parts.items())
+    kind = f", type {_inline(episode.task.task_type)}" if episode.task.task_type else ""
     remarks = [
         f"**{outcome}** ({episode.status}{': ' + _inline(episode.reason) if episode.reason else ''}), "
-        f"reward {scored.reward:.4g}" + (f" ({parts})" if parts else ""),
-        f"task {_inline(episode.task.id)}"
-        + (f", type {_inline(episode.task.task_type)}" if episode.task.task_type else "")
-        + f", group {episode.group} (reward {scored.group_mean:.4g} ± {scored.group_std:.4g}), episode {episode.index}",
+        f"reward {episode.reward:.4g}" + (f" ({parts})" if parts else ""),
+        f"task {_inline(episode.task.id)}{kind}, group {episode.group} "
+        f"(reward {episode.group_mean:.4g} ± {episode.group_std:.4g}), episode {episode.index}",
     ]
-    if scored.filters:
-        remarks.append(f"filtered: {', '.join(sorted(scored.filters))}")
-    if not scored.group_kept:
+    if episode.filters:
+        remarks.append(f"filtered: {', '.join(sorted(episode.filters))}")
+    if not episode.group_kept:
         remarks.append("the whole group was left out of training")
-    lines = [f"## {title}", "", *(f"- {remark}" for remark in remarks), ""]
+    blocks = [f"## {title}", "\n".join(f"- {remark}" for remark in remarks)]
     for number, turn in enumerate(episode.turns):
-        lines += [
-            f"### Turn {number + 1}",
-            "",
-            _fenced(turn.observation),
-            "",
-            f"**answer** ({_remarks(scored, number)})",
-        ]
-        lines += ["", _fenced(turn.text), ""]
-    return "\n".join(lines)
+        blocks += [f"### Turn {number + 1}", _fenced(turn.observation)]
+        blocks += [f"**answer** ({_remarks(episode, number)})", _fenced(turn.text)]
+    return "\n\n".join(blocks) + "\n"
 
 
-def _remarks(scored: Episode, number: int) -> str:
-    turn = scored.turns[number]
+def _remarks(episode: Episode, number: int) -> str:
+    turn = episode.turns[number]
     remarks = [f"{len(turn.response_ids)} tokens", f"entropy {_mean(turn.entropies):.3f}"]
-    if len(scored.advantages) > number:
-        remarks.append(f"advantage {scored.advantages[number]:+.3f}")
+    if len(episode.advantages) > number:
+        remarks.append(f"advantage {episode.advantages[number]:+.3f}")
     if turn.finish == "length":
         remarks.append("cut at the length limit")
     if turn.action is None:
@@ -171,14 +160,10 @@ def _remarks(scored: Episode, number: int) -> str:
     return ", ".join(remarks)
 
 
-def _shown(text: str) -> str:
-    more = len(text) - SHOWN
-    return printable(text[:SHOWN]) + (f"\n… ({more} more characters)" if more > 0 else "")
-
-
 def _fenced(text: str) -> str:
     """A code block whose fence is longer than any run of backticks in the text, so that the text cannot close it."""
-    shown = _shown(text)
+    more = len(text) - SHOWN
+    shown = printable(text[:SHOWN]) + (f"\n… ({more} more characters)" if more > 0 else "")
     fence = "`" * max(3, 1 + _longest_run(shown))
     return f"{fence}text\n{shown}\n{fence}"
 

@@ -51,7 +51,7 @@ def update_messages(model: ModelShape, numbers: Numbers, layout: Layout, micro_b
 
 def replica_messages(model: ModelShape, numbers: Numbers, layout: Layout) -> int:
     """Bytes gathered on each rank before a rollout phase: the whole policy under ZeRO-3, else nothing."""
-    return numbers.weight * model.parameters if layout.replica else 0
+    return numbers.weight * model.parameters if layout.stage == 3 else 0
 
 
 def checkpoint_bytes(model: ModelShape, numbers: Numbers, layout: Layout, replay_tokens: int = 0) -> int:

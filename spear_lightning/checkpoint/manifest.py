@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -173,6 +174,22 @@ def problem(folder: Path, *, hashes: bool = False) -> str | None:
     return None
 
 
+def load_complete(folder: Path, *, hashes: bool = False) -> Manifest:
+    """The manifest of a folder that is a whole checkpoint.
+
+    Args:
+        folder: to look at.
+        hashes: compare contents too, not only sizes. Reads everything.
+
+    Raises:
+        ValueError: it is not one; the message says why.
+    """
+    wrong = problem(folder, hashes=hashes)
+    if wrong is not None:
+        raise ValueError(f"{folder} is not a complete checkpoint: {wrong}")
+    return Manifest.load(folder)
+
+
 def complete_checkpoints(directory: Path) -> list[Path]:
     """The whole checkpoints of a directory, the newest first; what is not whole is named in the log.
 
@@ -192,13 +209,10 @@ def complete_checkpoints(directory: Path) -> list[Path]:
 def newest_checkpoint(directory: Path) -> Path | None:
     """The checkpoint published last, or the newest whole one if that is damaged; ``None`` if there is none."""
     whole = complete_checkpoints(directory)
-    try:
+    named = None
+    with suppress(OSError, UnicodeDecodeError):
         named = directory / (directory / LATEST).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        named = None
-    if named in whole:
-        return named
-    return whole[0] if whole else None
+    return named if named in whole else next(iter(whole), None)
 
 
 def _sync(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -61,27 +61,28 @@ def load_replay(replay: ReplayBuffer, states: Sequence[dict[str, Any]] | RankFil
     if len(states) == world_size:
         entries = _entries(states[rank])
     else:
-        entries = [
-            entry
-            for number in range(len(states))
-            for entry in _put_away(
-                _entries(states[number], lambda key: stream_seed("re-deal", key) % world_size == rank)
-            )
-        ]
+        entries = []
+        for number in range(len(states)):
+            saved = _entries(states[number])
+            mine = [entry for entry in saved if stream_seed("re-deal", entry["key"]) % world_size == rank]
+            # In a pool of their own: that of the rank that had them also has what is not theirs.
+            samples = store_samples(entry["payload"].with_advantage(0.0) for entry in mine)
+            entries += [{**entry, "payload": sample} for entry, sample in zip(mine, samples, strict=True)]
     replay.load_state_dict({"entries": entries})
 
 
-def _entries(state: dict[str, Any], wanted: Callable[[str], bool] = lambda key: True) -> list[dict[str, Any]]:
-    """The wanted entries of a saved buffer."""
+def _entries(state: dict[str, Any]) -> list[dict[str, Any]]:
+    """The entries of a saved buffer."""
     _check_format(state, "the replay buffer", _REPLAY_FORMATS)
     pools = [TokenPool(tokens.numpy()) for tokens in state["pools"]]
     return [
         {
             **{name: value for name, value in entry.items() if name != "pool"},
-            "payload": StoredSample(pools[entry["pool"]], **_to_arrays(entry["payload"])),
+            "payload": StoredSample(
+                pools[entry["pool"]], **{name: tensor.numpy() for name, tensor in entry["payload"].items()}
+            ),
         }
         for entry in state["entries"]
-        if wanted(entry["key"])
     ]
 
 
@@ -92,12 +93,6 @@ def _check_format(state: dict[str, Any], what: str, read: tuple[int, ...]) -> No
             f"{' and '.join(map(str, read))}: go on with the version that wrote it, or start from its weights (spear "
             "export)"
         )
-
-
-def _put_away(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same entries in a pool of their own: that of the rank that had them also has what is not theirs."""
-    samples = store_samples(entry["payload"].with_advantage(0.0) for entry in entries)
-    return [{**entry, "payload": sample} for entry, sample in zip(entries, samples, strict=True)]
 
 
 class RankFiles:
@@ -122,13 +117,12 @@ class RankFiles:
         """
         path = _rank_file(self._folder, rank)
         try:
-            states: dict[str, Any] = torch.load(path, weights_only=True)
+            states: dict[str, dict[str, Any]] = torch.load(path, weights_only=True)
             if "entries" in states:
                 raise ValueError("it was written by another version of spear-lightning")
-            state: dict[str, Any] = states[self._name]
+            return states[self._name]
         except Exception as error:  # whatever a damaged file makes its reader raise
             raise ValueError(f"what rank {rank} held ({self._name}) cannot be read from {path}: {error}") from error
-        return state
 
 
 def save_rank_file(folder: Path, rank: int, states: dict[str, Any]) -> None:
@@ -143,10 +137,6 @@ def _rank_file(folder: Path, rank: int) -> Path:
 def _to_tensors(sample: StoredSample) -> dict[str, torch.Tensor]:
     arrays = {name: getattr(sample, name) for name in ("slices", "logps", "spans", "weights")}
     return {name: torch.from_numpy(array.copy()) for name, array in arrays.items() if array is not None}
-
-
-def _to_arrays(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-    return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
 def played_to_state(played: Rollout) -> dict[str, Any]:

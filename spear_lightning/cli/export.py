@@ -19,7 +19,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
-from spear_lightning.checkpoint.manifest import MANIFEST, STATE, Manifest, problem
+from spear_lightning.checkpoint.manifest import MANIFEST, STATE, load_complete
 from spear_lightning.distributed.zero import UNIVERSAL
 from spear_lightning.planning.layouts import made
 from spear_lightning.policy.policy import Policy
@@ -68,10 +68,7 @@ def export_checkpoint(checkpoint: str, folder: str, config: str | None = None, m
         raise ValueError(f"there is no checkpoint {checkpoint}")
     name, iterations = source.name, ""
     if (source / MANIFEST).exists():
-        wrong = problem(source, hashes=True)
-        if wrong is not None:
-            raise ValueError(f"{source} is not a complete checkpoint: {wrong}")
-        iterations = str(Manifest.load(source).iteration)
+        iterations = str(load_complete(source, hashes=True).iteration)
         source = source / STATE
     settings_file = Path(config).expanduser() if config else _nearest_config(source)
     settings = _read_settings(settings_file)
@@ -109,22 +106,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _nearest_config(checkpoint: Path) -> Path:
-    for folder in checkpoint.resolve().parents:
-        if (folder / "config.yaml").is_file():
-            return folder / "config.yaml"
-    raise ValueError(
-        f"no config.yaml lies above {checkpoint}: give the composed configuration of its run with --config"
-    )
+    above = (folder / "config.yaml" for folder in checkpoint.resolve().parents)
+    found = next((path for path in above if path.is_file()), None)
+    if found is None:
+        raise ValueError(f"there is no config.yaml above {checkpoint}: give that of its run with --config")
+    return found
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
         settings["model"]["policy"]
     except (OSError, yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not the configuration of a run (it has no model.policy): give --config") from error
-    found: dict[str, Any] = settings
-    return found
+    return settings
 
 
 def _read_weights(checkpoint: Path) -> tuple[Mapping[str, Tensor], str]:

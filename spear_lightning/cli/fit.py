@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -56,9 +59,8 @@ class SpearCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer; it logs straight into the run directory unless loggers are configured."""
-        config = self.config[self.subcommand] if self.subcommand else self.config
-        if config.get("trainer.logger") in (None, True):
-            directory = config["run.directory"]
+        if self._fields.get("trainer.logger") in (None, True):
+            directory = self._fields["run.directory"]
             kwargs["logger"] = [TensorBoardLogger(directory, name="", version=""), MetricsCSV(directory)]
         trainer = super().instantiate_trainer(**kwargs)
         check_strategy(trainer.strategy)
@@ -73,20 +75,8 @@ class SpearCLI(LightningCLI):
         Raises:
             ValueError: a number is out of range; names its key in the configuration.
         """
-        try:
+        with keys_named(self._fields):
             super().instantiate_classes()
-        except ValueError as error:
-            found = re.search(r"\b[A-Z]\w+\.(\w+) must be (.+), not (\S+)$", str(error), re.MULTILINE)
-            if found is None:
-                raise
-            argument, rule, value = found.groups()
-            config = self.config[self.subcommand] if self.subcommand else self.config
-            same = (value, value.removesuffix(".0"))
-            keys = [key for key, given in config.items() if key.endswith(f".{argument}") and str(given) in same]
-            if not keys:
-                raise
-            names = " or ".join(key.replace(".init_args.", ".") for key in keys)
-            raise ValueError(f"{names} must be {rule}, not {value}") from error
 
     def before_fit(self) -> None:
         """A run that goes on is not finished."""
@@ -109,6 +99,11 @@ class SpearCLI(LightningCLI):
         return asked or known
 
     @property
+    def _fields(self) -> Namespace:
+        fields: Namespace = self.config[self.subcommand] if self.subcommand else self.config
+        return fields
+
+    @property
     def _finished(self) -> Path:
         return Path(self.trainer.default_root_dir) / "finished"
 
@@ -117,6 +112,24 @@ class SpearCLI(LightningCLI):
         if kwargs.get("ckpt_path") is not None:
             kwargs["ckpt_path"] = resolve_checkpoint(kwargs["ckpt_path"], self.trainer, self.model)
         return kwargs
+
+
+@contextmanager
+def keys_named(config: Namespace) -> Iterator[None]:
+    """Within it, a number that a class refuses as out of range is called by its key in the configuration."""
+    try:
+        yield
+    except ValueError as error:
+        found = re.search(r"\b[A-Z]\w+\.(\w+) must be (.+), not (\S+)$", str(error), re.MULTILINE)
+        if found is None:
+            raise
+        argument, rule, value = found.groups()
+        same = (value, value.removesuffix(".0"))
+        keys = [key for key, given in config.items() if key.endswith(f".{argument}") and str(given) in same]
+        if not keys:
+            raise
+        names = " or ".join(key.replace(".init_args.", ".") for key in keys)
+        raise ValueError(f"{names} must be {rule}, not {value}") from error
 
 
 def make_cli(kind: type[SpearCLI], command: str | None = None, **settings: Any) -> SpearCLI:

@@ -63,17 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (MisconfigurationException, ValueError, OSError) as error:
         if started.started or os.environ.get("SPEAR_TRACEBACK") == "1":
             raise
-        sys.exit(_fail(error))
+        print(f"spear: error: {_what_was_said(str(error))}", file=sys.stderr)
+        sys.exit(2)
     except RuntimeError as error:
         lost = lost_rank(error)
         if lost is None:
             raise
         raise lost from error
-
-
-def _fail(error: Exception) -> int:
-    print(f"spear: error: {_what_was_said(str(error))}", file=sys.stderr)
-    return 2
 
 
 def _what_was_said(message: str) -> str:

@@ -12,8 +12,9 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console
 from rich.table import Table
 
-from spear_lightning.cli.fit import SpearCLI, make_cli
+from spear_lightning.cli.fit import SpearCLI, keys_named, make_cli
 from spear_lightning.planning.inputs import read_situation
-from spear_lightning.planning.memory import PHASES, MemoryPlan, Part, Phase
+from spear_lightning.planning.memory import PHASES, MemoryPlan
 from spear_lightning.planning.suggestions import Situation, Suggestion, suggestions
 from spear_lightning.utils.atomic import write_atomically
 
@@ -33,7 +34,7 @@ _GIB = 1024**3
 
 
 class PlanCLI(SpearCLI):
-    """The command line of ``spear fit`` up to the composed configuration: nothing is made of it."""
+    """The command line of ``spear fit`` up to the composed configuration; nothing is instantiated or run."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -80,10 +81,11 @@ def main(arguments: Sequence[str]) -> int:
     if config.context is not None and config.context < 2:
         raise ValueError(f"--context must be at least 2 (a prompt and a token), not {config.context}")
     capacity = None if config.memory is None else parse_bytes(config.memory)
-    situation = read_situation(config, capacity=capacity, context=config.context)
+    with keys_named(config):
+        situation = read_situation(config, capacity=capacity, context=config.context)
     found = [] if situation.fits else suggestions(situation)
     estimate = deepspeed_estimate(situation)
-    _print(Console(), situation, estimate, found)
+    _print(situation, estimate, found)
     if config.json is not None:
         record = json.dumps(_record(situation, estimate, found), indent=1) + "\n"
         write_atomically(Path(config.json).expanduser(), record)
@@ -110,24 +112,16 @@ def deepspeed_estimate(situation: Situation) -> int | None:
 
     It supposes 16-bit weights and Adam.
     """
-    if situation.zero not in (2, 3):
+    if situation.layout.stage not in (2, 3):
         return None
     from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs as stage3
     from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs as stage2
 
     model, layout = situation.model, situation.layout
-    common = {
-        "num_gpus_per_node": layout.ranks_per_node,
-        "num_nodes": situation.nodes,
-        "cpu_offload": layout.optimizer_place != "device",
-    }
-    by_stage: dict[int, Callable[[], Any]] = {
-        2: lambda: stage2(model.parameters, **common),
-        3: lambda: stage3(
-            model.parameters, model.largest, cpu_offload_params=layout.parameter_place != "device", **common
-        ),
-    }
-    return int(by_stage[situation.zero]()[1])
+    common = (layout.ranks_per_node, situation.nodes, layout.optimizer_place != "device")
+    if layout.stage == 2:
+        return int(stage2(model.parameters, *common)[1])
+    return int(stage3(model.parameters, model.largest, *common, layout.parameter_place != "device")[1])
 
 
 def model_states(plan: MemoryPlan) -> int:
@@ -139,55 +133,47 @@ def model_states(plan: MemoryPlan) -> int:
 # --- output -----------------------------------------------------------------------------------------------------------
 
 
-def _print(console: Console, situation: Situation, estimate: int | None, found: Sequence[Suggestion]) -> None:
+def _print(situation: Situation, estimate: int | None, found: Sequence[Suggestion]) -> None:
     plan, layout, model = situation.plan, situation.layout, situation.model
+    console = Console()
+    say = partial(console.print, highlight=False, soft_wrap=True)
     unit, size = ("GiB", _GIB) if plan.peak >= 10 * _GIB else ("MiB", 1024**2)
     table = Table(title=f"Memory of each rank, {unit}", title_justify="left")
     for name in ("part", "where", *PHASES):
         table.add_column(name, justify="left" if name in ("part", "where") else "right")
     where = {"device": "GPU" if situation.gpu else "RAM", "host": "RAM", "disk": "NVMe"}
     for part in plan.parts:
-        table.add_row(part.name, where[part.place], *(_cell(part, phase, size) for phase in PHASES))
+        cells = (f"{part.bytes / size:,.1f}" if phase in part.phases else "" for phase in PHASES)
+        table.add_row(part.name, where[part.place], *cells)
     table.add_section()
     totals = (f"{plan.total(phase) / size:,.1f}" for phase in PHASES)
     table.add_row("all on the device", where["device"], *totals, style="bold")
-    console.print(
+    say(
         f"{model.parameters / 1e6:,.1f} M parameters ({model.trainable / 1e6:,.1f} M trained), "
-        f"{situation.strategy}{'' if situation.zero is None else f' stage {situation.zero}'}, "
+        f"{situation.strategy}{'' if layout.stage is None else f' stage {layout.stage}'}, "
         f"{_count(layout.ranks, 'rank')} on {_count(situation.nodes, 'node')}, "
-        f"micro-batches of {situation.work.tokens} tokens, sequences of up to {situation.work.sequence_tokens}",
-        highlight=False,
-        soft_wrap=True,
+        f"micro-batches of {situation.work.tokens} tokens, sequences of up to {situation.work.sequence_tokens}"
     )
     console.print(table)
     if situation.gpu:
-        console.print(f"RAM of a node: {_gib(plan.host)}", highlight=False)
-    start = layout.ranks_per_node * situation.start
-    console.print(f"At the start each rank loads the whole policy: {_gib(start)} of RAM a node", highlight=False)
+        say(f"RAM of a node: {_gib(plan.host)}")
+    say(f"At the start each rank loads the whole policy: {_gib(layout.ranks_per_node * situation.start)} of RAM a node")
     if estimate is not None:
         # as if devices had memory of their own, which is what DeepSpeed's figure is about
         mine = model_states(replace(situation, gpu=True).plan)
-        line = f"Model states alone: {_gib(mine)}; DeepSpeed's own estimate (16-bit weights, Adam): {_gib(estimate)}"
-        console.print(line, highlight=False, soft_wrap=True)
+        say(f"Model states alone: {_gib(mine)}; DeepSpeed's own estimate (16-bit weights, Adam): {_gib(estimate)}")
     for note in situation.notes:
-        console.print(f"Note: {note}", highlight=False, soft_wrap=True)
-    console.print(_verdict(situation), style="green" if situation.fits else "red", highlight=False, soft_wrap=True)
-    for suggestion in found:
-        console.print(
-            f"  would fit with {suggestion.change} ({_gib(suggestion.needed)})", highlight=False, soft_wrap=True
-        )
-    if not situation.fits and not found:
-        console.print("  no change of strategy, nodes or micro-batch makes it fit: train adapters (model.policy.lora)")
-
-
-def _verdict(situation: Situation) -> str:
-    plan, layout = situation.plan, situation.layout
+        say(f"Note: {note}")
     what = "each GPU" if situation.gpu else f"a node's RAM ({_count(layout.ranks_per_node, 'rank')})"
-    verdict = "fits" if situation.fits else "does not fit"
-    return (
-        f"{verdict}: {_gib(situation.needed)} of {_gib(situation.capacity)} of {what}, most of it in the "
-        f"{plan.peak_phase} phase"
+    say(
+        f"{'fits' if situation.fits else 'does not fit'}: {_gib(situation.needed)} of {_gib(situation.capacity)} of "
+        f"{what}, most of it in the {plan.peak_phase} phase",
+        style="green" if situation.fits else "red",
     )
+    for suggestion in found:
+        say(f"  would fit with {suggestion.change} ({_gib(suggestion.needed)})")
+    if not situation.fits and not found:
+        say("  no change of strategy, nodes or micro-batch makes it fit: train adapters (model.policy.lora)")
 
 
 def _record(situation: Situation, estimate: int | None, found: Sequence[Suggestion]) -> dict[str, Any]:
@@ -198,7 +184,7 @@ def _record(situation: Situation, estimate: int | None, found: Sequence[Suggesti
         "capacity": situation.capacity,
         "peak_phase": plan.peak_phase,
         "strategy": situation.strategy,
-        "stage": situation.zero,
+        "stage": situation.layout.stage,
         "ranks": situation.layout.ranks,
         "nodes": situation.nodes,
         "model": vars(situation.model),
@@ -211,10 +197,6 @@ def _record(situation: Situation, estimate: int | None, found: Sequence[Suggesti
         "notes": list(situation.notes),
         "suggestions": [vars(suggestion) for suggestion in found],
     }
-
-
-def _cell(part: Part, phase: Phase, size: int) -> str:
-    return f"{part.bytes / size:,.1f}" if phase in part.phases else ""
 
 
 def _count(number: int, noun: str) -> str:

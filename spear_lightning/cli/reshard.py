@@ -22,15 +22,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from spear_lightning.checkpoint.manifest import (
-    RANKS,
-    STATE,
-    Manifest,
-    describe_files,
-    file_names,
-    problem,
-    publish,
-)
+from spear_lightning.checkpoint.manifest import RANKS, STATE, describe_files, file_names, load_complete, publish
 
 _TAG = "checkpoint"
 
@@ -56,10 +48,7 @@ def reshard_checkpoint(checkpoint: str, directory: str | None = None, workers: i
     from deepspeed.checkpoint import ds_to_universal
 
     source = Path(checkpoint).expanduser()
-    wrong = problem(source, hashes=True)
-    if wrong is not None:
-        raise ValueError(f"{source} is not a complete checkpoint: {wrong}")
-    manifest = Manifest.load(source)
+    manifest = load_complete(source, hashes=True)
     if manifest.ranks is None:
         raise ValueError(f"{source} can be loaded by any number of ranks as it is")
     target = source.parent if directory is None else Path(directory).expanduser()

@@ -47,8 +47,6 @@ def total_over_ranks(count: Tensor) -> Tensor:
 
 def total(counts: Mapping[str, float]) -> dict[str, float]:
     """Sums over ranks, name by name. Every rank must call it; names may differ between ranks."""
-    sums: dict[str, float] = {}
-    for part in gather(dict(counts)):
-        for name, value in part.items():
-            sums[name] = sums.get(name, 0.0) + value
-    return sums
+    parts = gather(dict(counts))
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: sum(part.get(name, 0.0) for part in parts) for name in names}

@@ -1,4 +1,4 @@
-"""Failing together: what one rank cannot do ends, or is put off, on all of them, and says why."""
+"""Propagate an error of one rank to all ranks, or defer it until they can fail together."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LostRankError(RuntimeError):
 
 
 def lost_rank(error: RuntimeError) -> LostRankError | None:
-    """What an error in a collective operation means for whoever reads it.
+    """Explain an error of a collective operation that another rank has caused.
 
     Args:
         error: as torch raised it.
@@ -56,7 +56,7 @@ def lost_rank(error: RuntimeError) -> LostRankError | None:
 
 
 def first_failure(step: Callable[[], object]) -> str | None:
-    """Take a step that may fail on some ranks only. Every rank must call it.
+    """Run a step that may fail on some ranks only, and tell all ranks. Every rank must call it.
 
     Args:
         step: must not contain a collective operation that a rank which has failed would not join.
@@ -74,9 +74,9 @@ def first_failure(step: Callable[[], object]) -> str | None:
 
 @contextmanager
 def errors_deferred(owner: Any, method: str) -> Iterator[None]:
-    """Within it a method that cannot write does not raise; the block does so at its end.
+    """Defer errors of a method to the end of the block.
 
-    Behind the method other ranks wait for this one: had it raised there, they would wait in vain.
+    After the method there are collective operations: a rank that raised before them would leave the others waiting.
 
     Args:
         owner: object of the method.

@@ -148,7 +148,7 @@ class ZeroStrategy(DeepSpeedStrategy):
             self.engine.clip_fp32_gradients = self._clip
 
     def _clip(self) -> None:
-        """DeepSpeed's own clipping without partitions, which does not tell the norm."""
+        """Clip as DeepSpeed does without partitions, but keep the norm."""
         limit = self.engine.gradient_clipping()
         self._norm = torch.nn.utils.clip_grad_norm_(self.engine.module.parameters(), limit)
 

@@ -1,4 +1,4 @@
-"""What episodes come to: success, reward, score, effort, their intervals, and what several attempts are worth.
+"""Summaries of episodes: success, reward, score, effort, pass@k and maj@k, with intervals.
 
 A Wilson interval takes episodes as independent. Those of one task are not, so a summary's intervals resample tasks.
 """
@@ -32,7 +32,7 @@ class EpisodeRecord:
         tokens: generated tokens.
         tool_calls: turns that used a tool or acted on the environment.
         invalid: turns whose response did not have the required form.
-        reward: the composed reward R; NaN where none was composed.
+        reward: the composed reward R.
         entropies: of the turns, each the sum over the generated tokens whose entropy is known, in nats.
         known: number of these tokens.
     """
@@ -51,7 +51,7 @@ class EpisodeRecord:
     known: int = 0
 
     @classmethod
-    def of(cls, episode: Episode, reward: float = math.nan) -> EpisodeRecord:
+    def of(cls, episode: Episode) -> EpisodeRecord:
         """The record of an episode."""
         known = [turn.entropies[~np.isnan(turn.entropies)] for turn in episode.turns]
         return cls(
@@ -64,7 +64,7 @@ class EpisodeRecord:
             tokens=episode.generated_tokens,
             tool_calls=episode.tool_calls,
             invalid=episode.invalid,
-            reward=reward,
+            reward=episode.reward,
             entropies=tuple(float(values.sum(dtype=np.float64)) for values in known),
             known=sum(map(len, known)),
         )
@@ -105,7 +105,7 @@ class Results:
 
     def add(self, rollout: Rollout) -> Results:
         """Take the episodes of this rank."""
-        self.records += [EpisodeRecord.of(item, item.reward) for item in rollout.episodes]
+        self.records += map(EpisodeRecord.of, rollout.episodes)
         self.aborted += len(rollout.aborted)
         return self
 
@@ -202,17 +202,14 @@ def summarize(records: Sequence[EpisodeRecord], confidence: float = 0.95) -> Eva
     def mean(values: Iterable[float]) -> float:
         return math.fsum(values) / len(records)
 
-    def successes(task: list[EpisodeRecord]) -> int:
-        return sum(record.success for record in task)
-
     return EvaluationSummary(
         episodes=len(records),
         tasks=len(tasks),
-        success=over_tasks(lambda task: successes(task) / len(task)),
+        success=over_tasks(lambda task: Rate.of(task).share),
         score=over_tasks(lambda task: math.fsum(record.score for record in task) / len(task)),
         attempts=k,
         pass_at={
-            number: over_tasks(lambda task, number=number: pass_at_k(len(task), successes(task), number))  # type: ignore[misc]
+            number: over_tasks(lambda task, number=number: pass_at_k(len(task), Rate.of(task).successes, number))  # type: ignore[misc]
             for number in (2**power for power in range(k.bit_length()))
             if k > 1
         },

@@ -1,7 +1,6 @@
 """What a composed configuration says about memory: the model's shape, its numbers, the layout, the workload.
 
-Nothing is started and no weights are read; strategy, optimizer and data module are made, because they know best what
-they are.
+Nothing is started and no weights are read; strategy, optimizer and data module are instantiated and asked.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from lightning.pytorch.strategies import Strategy
 from torch import nn
 
 from spear_lightning.distributed.zero import ZeroStrategy
-from spear_lightning.engines.base import RolloutEngine
 from spear_lightning.engines.huggingface.engine import HuggingFaceEngine
 from spear_lightning.planning.layouts import layout_of, made, make_strategy, ranks_of_a_node
 from spear_lightning.planning.shape import Numbers, Workload
@@ -65,7 +63,6 @@ def read_situation(config: Namespace, *, capacity: int | None, context: int | No
         capacity=machine_memory(gpu) if capacity is None else capacity,
         gpu=gpu,
         strategy=type(strategy).__name__,
-        zero=strategy.stage if isinstance(strategy, ZeroStrategy) else None,
         start=model.parameters * DTYPES[policy.dtype].itemsize,
         notes=(eager,) if policy.attention == "eager" else (),
     )
@@ -167,30 +164,23 @@ def numbers_of(precision: Any, dtype: str, strategy: Strategy, factory: Optimize
 # --- the workload -----------------------------------------------------------------------------------------------------
 
 
-def sessions_of(engine: RolloutEngine, episodes: int) -> tuple[int, int, int | None]:
-    """What an engine keeps: sequences whose cache stands, sequences decoded together, its own length limit.
-
-    An engine that is not known is taken to keep nothing in this process.
-    """
-    if not isinstance(engine, HuggingFaceEngine):
-        return 0, 0, None
-    decoded = min(episodes, engine.max_batch)
-    return (episodes if engine.keep_cache else decoded), decoded, engine.max_length
-
-
 def _workload(
     config: Namespace, data: RolloutDataModule, model: nn.Module, ranks: int, context: int | None
 ) -> Workload:
     positions = getattr(causal_lm(model).config.get_text_config(), "max_position_embeddings", None)
     tasks = -(-data.rollouts.tasks // ranks)  # tasks are dealt over ranks, batches of an evaluation are each rank's own
     played = tasks * data.rollouts.group_size
-    sequences, decoded, limit = sessions_of(data.engine, max(played, data.evaluation.batch))
+    episodes, engine = max(played, data.evaluation.batch), data.engine
+    sequences, decoded, limit, cache_gib = 0, 0, None, None  # an engine that is not known keeps nothing in this process
+    if isinstance(engine, HuggingFaceEngine):
+        decoded = min(episodes, engine.max_batch)
+        sequences = episodes if engine.keep_cache else decoded
+        limit, cache_gib = engine.max_length, engine.cache_gib
     prompt = getattr(data.agent, "max_prompt_tokens", None)  # where every turn has a prompt of its own
     own = None if prompt is None else prompt + data.max_response_tokens
     longest = min(value for value in (context, own, limit, positions, 2**20) if value)
     policy = config.model.policy.init_args
     replay = data.replay
-    limit_gib = data.engine.cache_gib if isinstance(data.engine, HuggingFaceEngine) else None
     return Workload(
         tokens=max(data.max_tokens, longest),  # a longer row has a micro-batch of its own
         checkpointing=policy.gradient_checkpointing,
@@ -202,7 +192,6 @@ def _workload(
         prompt_tokens=min(prompt or -(-longest // data.max_turns), longest),
         played=min(sequences, played),
         decoded=decoded,
-        cache_limit=None if limit_gib is None else int(limit_gib * 2**30),
+        cache_limit=None if cache_gib is None else int(cache_gib * 2**30),
         replay_entries=0 if replay is None else replay.schedule.limit(replay.capacity),
-        replay_tokens=longest,
     )

@@ -34,15 +34,15 @@ def layout_of(strategy: Strategy, ranks: int, ranks_per_node: int) -> Layout:
     def place(key: str) -> Place:
         return places[str((zero.get(key) or {}).get("device", "none"))]
 
-    return Layout.zero(
-        strategy.stage,
+    return Layout(
         ranks,
         ranks_per_node,
+        strategy.stage,
         bucket=int(zero.get("reduce_bucket_size", 500_000_000)),
         overlap=bool(zero.get("overlap_comm")),
         live=int(zero.get("stage3_max_live_parameters", 1_000_000_000)),
         optimizer_place=place("offload_optimizer"),
-        parameter_place=place("offload_param"),
+        parameter_place=place("offload_param") if strategy.stage == 3 else "device",
         free_replica=strategy.free_replica,
     )
 

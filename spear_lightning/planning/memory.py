@@ -12,7 +12,7 @@ transformers' Qwen2 for buffers and for what autograd keeps. ``benchmarks/memory
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from spear_lightning.engines.huggingface.forward import PREFILL_TOKENS
@@ -58,8 +58,8 @@ class MemoryPlan:
         ranks_per_node: that share a node's host memory.
     """
 
-    parts: tuple[Part, ...] = field(default=())
-    ranks_per_node: int = 1
+    parts: tuple[Part, ...]
+    ranks_per_node: int
 
     def total(self, phase: Phase, place: Place = "device") -> int:
         """Bytes of one rank that are held in a phase."""
@@ -108,15 +108,14 @@ def plan_memory(model: ModelShape, numbers: Numbers, layout: Layout, work: Workl
 def _parts(model: ModelShape, numbers: Numbers, layout: Layout, work: Workload) -> Iterable[Part]:
     weights = numbers.weight * model.parameters
     gradients = -(-numbers.weight * model.trainable // layout.gradients)
-    always: tuple[Phase, ...] = PHASES
     update: tuple[Phase, ...] = ("backward", "step")
     yield Part("parameters", -(-weights // layout.parameters), layout.parameter_place)
     offloaded: Place = "device" if layout.optimizer_place == "device" else "host"
-    yield Part("gradients", gradients, offloaded, always if layout.keeps_gradients else update)
+    yield Part("gradients", gradients, offloaded, PHASES if layout.keeps_gradients else update)
     yield Part("optimizer", optimizer_bytes(model, numbers, layout), layout.optimizer_place)
     if layout.step_gradients:
         stepped = -(-_FLOAT32 * model.trainable // layout.optimizer)
-        yield Part("float32 gradients", stepped, offloaded, ("step",) if offloaded == "device" else always)
+        yield Part("float32 gradients", stepped, offloaded, ("step",) if offloaded == "device" else PHASES)
     # ZeRO-1 and 2 free the gradients once they have the float32 copy: what the optimizer computes takes their place.
     freed = gradients if layout.step_gradients and not layout.keeps_gradients else 0
     temporaries = max(0, step_bytes(model, numbers, layout) - freed)
@@ -126,21 +125,21 @@ def _parts(model: ModelShape, numbers: Numbers, layout: Layout, work: Workload) 
     communication = bucket_bytes(model, numbers, layout)
     # DDP's buckets and ZeRO-3's stay; ZeRO-1's and 2's are made for each backward pass.
     stays = layout.gradient_copy or layout.parameters > 1
-    yield Part("communication buckets", communication, phases=always if stays else ("backward",))
+    yield Part("communication buckets", communication, phases=PHASES if stays else ("backward",))
     yield Part("passing gradients", passing_bytes(model, numbers, layout), phases=("backward",))
-    if layout.live:
+    if layout.stage == 3:
         gathered = numbers.weight * max(model.largest, min(model.parameters, layout.live))
         yield Part("gathered parameters", gathered, phases=("backward",))
     yield Part("activations", activation_bytes(model, numbers, work.tokens, work.checkpointing), phases=("backward",))
     yield Part("temporaries", temporary_bytes(model, numbers, work), phases=("backward",))
-    if layout.replica:
-        yield Part("generation replica", weights, phases=("generation",) if layout.free_replica else always)
+    if layout.stage == 3:
+        yield Part("generation replica", weights, phases=("generation",) if layout.free_replica else PHASES)
     columns = cache_columns(work.prompt_tokens, work.sequence_tokens)
     cache = cache_bytes(model, numbers, work.sequences, columns) if work.cache_limit is None else work.cache_limit
     yield Part("generation cache", cache, phases=("generation",))
     yield Part("generation temporaries", generation_bytes(model, numbers, work), phases=("generation",))
     entries = -(-work.replay_entries // layout.ranks)
-    yield Part("replay", replay_bytes(entries, work.replay_tokens), "host")
+    yield Part("replay", replay_bytes(entries, work.sequence_tokens), "host")
 
 
 def optimizer_bytes(model: ModelShape, numbers: Numbers, layout: Layout) -> int:
@@ -172,7 +171,7 @@ def passing_bytes(model: ModelShape, numbers: Numbers, layout: Layout) -> int:
     """
     if layout.gradients == 1:
         return 0
-    accumulated = -(-model.trainable // layout.gradients) if layout.incoming else 0
+    accumulated = -(-model.trainable // layout.gradients) if layout.stage == 2 else 0
     return numbers.weight * (min(model.largest, model.trainable) + accumulated)
 
 

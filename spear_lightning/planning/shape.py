@@ -36,83 +36,57 @@ class Layout:
     Attributes:
         ranks: N.
         ranks_per_node: of these on one node.
-        parameters: over how many ranks they are partitioned; 1 is not at all.
-        gradients: likewise.
-        optimizer: likewise, float32 master weights included.
-        parameter_place: where partitioned parameters lie.
-        optimizer_place: where optimizer state, master weights and the gradients they are stepped with lie.
-        keeps_gradients: gradients stay allocated while episodes are played.
+        stage: of ZeRO: 0 partitions nothing, 1 the optimizer state, 2 gradients as well, 3 parameters as well; ``None``
+            where the strategy is another.
         gradient_copy: gradients are copied whole into buckets (DDP, unless ``gradient_as_bucket_view`` is set).
-        step_gradients: the optimizer is given a float32 copy of the gradients (ZeRO).
-        bucket: elements of one communication bucket.
-        buckets: such buckets at a time.
-        incoming: the gradients of a micro-batch stand beside those of the ones before (ZeRO-2).
-        live: elements of partitioned parameters that may be gathered at a time.
-        replica: each rank generates from a full copy.
-        free_replica: and frees it before the update.
+        bucket: elements of ZeRO's reduce bucket (Lightning's default).
+        overlap: ZeRO reduces while the backward pass goes on, which takes a second bucket in stage 2.
+        live: elements that stage 3 may keep gathered (DeepSpeed's ``stage3_max_live_parameters``).
+        optimizer_place: where optimizer state, master weights and the gradients they are stepped with lie.
+        parameter_place: where the parameters lie that stage 3 partitions.
+        free_replica: stage 3 frees the full copy that each rank generates from before the update.
     """
 
     ranks: int = 1
     ranks_per_node: int = 1
-    parameters: int = 1
-    gradients: int = 1
-    optimizer: int = 1
-    parameter_place: Place = "device"
-    optimizer_place: Place = "device"
-    keeps_gradients: bool = True
+    stage: int | None = None
     gradient_copy: bool = False
-    step_gradients: bool = False
-    bucket: int = 0
-    buckets: int = 0
-    incoming: bool = False
-    live: int = 0
-    replica: bool = False
+    bucket: int = 200_000_000
+    overlap: bool = True
+    live: int = 1_000_000_000
+    optimizer_place: Place = "device"
+    parameter_place: Place = "device"
     free_replica: bool = True
 
-    @classmethod
-    def zero(
-        cls,
-        stage: int,
-        ranks: int,
-        ranks_per_node: int,
-        *,
-        bucket: int = 200_000_000,
-        overlap: bool = True,
-        live: int = 1_000_000_000,
-        optimizer_place: Place = "device",
-        parameter_place: Place = "device",
-        free_replica: bool = True,
-    ) -> Layout:
-        """DeepSpeed's ZeRO.
+    @property
+    def parameters(self) -> int:
+        """Over how many ranks parameters are partitioned; 1 is not at all."""
+        return self.ranks if self.stage == 3 else 1
 
-        Args:
-            stage: 0 partitions nothing, 1 the optimizer state, 2 gradients as well, 3 parameters as well.
-            ranks: N.
-            ranks_per_node: of these on one node.
-            bucket: elements of the reduce bucket (Lightning's default).
-            overlap: reduce while the backward pass goes on, which takes a second bucket in stage 2.
-            live: elements that stage 3 may keep gathered (DeepSpeed's ``stage3_max_live_parameters``).
-            optimizer_place: where offloading puts the optimizer's state.
-            parameter_place: where offloading puts stage 3's parameters.
-            free_replica: as of ``ZeroStrategy``.
-        """
-        return cls(
-            ranks,
-            ranks_per_node,
-            parameters=ranks if stage == 3 else 1,
-            gradients=ranks if stage >= 2 else 1,
-            optimizer=ranks if stage >= 1 else 1,
-            parameter_place=parameter_place if stage == 3 else "device",
-            optimizer_place=optimizer_place,
-            keeps_gradients=stage == 3,
-            step_gradients=stage >= 1,
-            bucket=bucket if stage >= 1 else 0,
-            buckets=(0, 1, 2 if overlap else 1, 1)[stage],
-            incoming=stage == 2,
-            live=live if stage == 3 else 0,
-            replica=stage == 3,
-            free_replica=free_replica,
-        )
+    @property
+    def gradients(self) -> int:
+        """Likewise gradients."""
+        return self.ranks if self.stage in (2, 3) else 1
+
+    @property
+    def optimizer(self) -> int:
+        """Likewise the optimizer's state, float32 master weights included."""
+        return self.ranks if self.stage else 1
+
+    @property
+    def buckets(self) -> int:
+        """ZeRO's communication buckets at a time."""
+        return (0, 1, 2 if self.overlap else 1, 1)[self.stage or 0]
+
+    @property
+    def keeps_gradients(self) -> bool:
+        """Whether gradients stay allocated while episodes are played."""
+        return self.stage in (None, 3)
+
+    @property
+    def step_gradients(self) -> bool:
+        """Whether the optimizer is given a float32 copy of the gradients."""
+        return bool(self.stage)
 
 
 @dataclass(frozen=True)
@@ -126,12 +100,11 @@ class Workload:
         reference: a frozen copy of the policy stands beside it.
         sequences: whose keys and values are kept at a time, on this rank.
         played: of these in a training rollout; an evaluation may play more at a time.
-        sequence_tokens: of the longest of them.
+        sequence_tokens: of the longest of them, and of a replayed sample at most.
         prompt_tokens: the longest that is fed at once.
         decoded: sequences that are decoded together at most.
         cache_limit: bytes that the cache is given, whatever the sequences need; ``None`` gives it what they need.
         replay_entries: in the buffers of all ranks together.
-        replay_tokens: of an entry at most.
     """
 
     tokens: int
@@ -145,4 +118,3 @@ class Workload:
     decoded: int = 0
     cache_limit: int | None = None
     replay_entries: int = 0
-    replay_tokens: int = 0

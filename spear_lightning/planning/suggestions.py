@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import count, takewhile
 
 from spear_lightning.planning.memory import MemoryPlan, plan_memory
 from spear_lightning.planning.shape import Layout, Numbers, Workload
@@ -14,7 +15,7 @@ _MOST_NODES = 64
 
 @dataclass(frozen=True)
 class Situation:
-    """A planned run and the memory there is for it.
+    """A planned run and the available memory.
 
     Attributes:
         model: its shape.
@@ -25,7 +26,6 @@ class Situation:
         capacity: bytes of a GPU; of a node's RAM where there is none.
         gpu: whether the devices are GPUs.
         strategy: its class name.
-        zero: the stage, where the strategy is ZeRO.
         start: bytes of the whole start policy, which each rank loads into host memory.
         notes: what the figures do not say.
     """
@@ -38,7 +38,6 @@ class Situation:
     capacity: int
     gpu: bool
     strategy: str
-    zero: int | None
     start: int
     notes: tuple[str, ...]
 
@@ -92,7 +91,9 @@ def suggestions(situation: Situation) -> list[Suggestion]:
             return []
         texts.append(better[0])
         situation = better[1]
-    return [Suggestion(" and ".join(_last_of_each(texts)), situation.needed)]
+    stages = [text for text in texts if "strategy/zero" in text]
+    # A stage that a higher one replaces is not worth mentioning.
+    return [Suggestion(" and ".join(text for text in texts if text not in stages[:-1]), situation.needed)]
 
 
 def _changes(now: Situation) -> Iterator[tuple[str, Situation]]:
@@ -103,68 +104,45 @@ def _changes(now: Situation) -> Iterator[tuple[str, Situation]]:
     if now.work.played < now.work.sequences:
         work = replace(now.work, sequences=now.work.played, decoded=min(now.work.decoded, now.work.played))
         yield f"--data.evaluation.batch {now.work.played}", replace(now, work=work)
-    least = max(1024, now.work.replay_tokens, now.work.sequence_tokens)  # a longer row is not cut
-    tokens = now.work.tokens // 2
-    while tokens >= least:
-        smaller = replace(now, work=replace(now.work, tokens=tokens))
-        if smaller.fits or tokens // 2 < least:
-            yield f"--data.max_tokens {tokens}", smaller
+    least = max(1024, now.work.sequence_tokens)  # a longer row is not cut
+    sizes = takewhile(lambda tokens: tokens >= least, (now.work.tokens >> halvings for halvings in count(1)))
+    yield from _first_that_fits(
+        (f"--data.max_tokens {size}", replace(now, work=replace(now.work, tokens=size))) for size in sizes
+    )
+    layout, stage = now.layout, now.layout.stage
+    if layout.ranks > 1:
+        for higher in range((stage or 0) + 1, 4):
+            yield f"-c configs/strategy/zero{higher}.yaml", _at_stage(now, higher)
+    if not stage:
+        return
+    if now.gpu and layout.optimizer_place == "device":
+        offloaded = replace(layout, optimizer_place="host")
+        yield "--trainer.strategy.init_args.offload_optimizer true", replace(now, layout=offloaded)
+    if now.gpu and stage == 3 and layout.parameter_place == "device":
+        offloaded = replace(layout, parameter_place="host")
+        yield "--trainer.strategy.init_args.offload_parameters true", replace(now, layout=offloaded)
+    doubled = takewhile(lambda nodes: nodes <= _MOST_NODES, (now.nodes << doublings for doublings in count(1)))
+    yield from _first_that_fits((f"--trainer.num_nodes {nodes}", _on_nodes(now, nodes)) for nodes in doubled)
+
+
+def _first_that_fits(changes: Iterable[tuple[str, Situation]]) -> list[tuple[str, Situation]]:
+    """The least of several steps of one change that is enough, or the largest step if none is."""
+    tried: list[tuple[str, Situation]] = []
+    for change in changes:
+        tried.append(change)
+        if change[1].fits:
             break
-        tokens //= 2
-    if now.layout.ranks > 1:
-        for stage in range((now.zero or 0) + 1, 4):
-            yield f"-c configs/strategy/zero{stage}.yaml", _at_stage(now, stage)
-    if now.zero and now.gpu and now.layout.optimizer_place == "device":
-        layout = replace(now.layout, optimizer_place="host")
-        yield "--trainer.strategy.init_args.offload_optimizer true", replace(now, layout=layout)
-    if now.zero == 3 and now.gpu and now.layout.parameter_place == "device":
-        layout = replace(now.layout, parameter_place="host")
-        yield "--trainer.strategy.init_args.offload_parameters true", replace(now, layout=layout)
-    if now.zero:
-        nodes = 2 * now.nodes
-        while nodes <= _MOST_NODES:
-            more = _on_nodes(now, nodes)
-            if more.fits or nodes == _MOST_NODES:
-                yield f"--trainer.num_nodes {nodes}", more
-                break
-            nodes *= 2
+    return tried[-1:]
 
 
 def _at_stage(now: Situation, stage: int) -> Situation:
-    """The same under another stage of ZeRO; a bucket never needs to be larger than what is given."""
-    before = now.layout
-    layout = Layout.zero(
-        stage,
-        before.ranks,
-        before.ranks_per_node,
-        bucket=before.bucket or 200_000_000,
-        overlap=stage >= 2,
-        optimizer_place=before.optimizer_place,
-        free_replica=before.free_replica,
-    )
+    """The same under another stage of ZeRO."""
+    layout = replace(now.layout, stage=stage, gradient_copy=False, overlap=stage >= 2)
     # Under autocast DeepSpeed holds the weights themselves in 16 bits, and steps on a float32 copy.
     old, width = now.numbers, now.numbers.compute
     numbers = Numbers(width, width, width, master=4, state=old.state * 4 / (old.master or old.weight))
-    return replace(now, layout=layout, numbers=numbers, zero=stage)
+    return replace(now, layout=layout, numbers=numbers)
 
 
 def _on_nodes(now: Situation, nodes: int) -> Situation:
-    before, ranks = now.layout, now.layout.ranks_per_node * nodes
-
-    def parts(count: int) -> int:
-        return ranks if count > 1 else 1
-
-    layout = replace(
-        before,
-        ranks=ranks,
-        parameters=parts(before.parameters),
-        gradients=parts(before.gradients),
-        optimizer=parts(before.optimizer),
-    )
-    return replace(now, layout=layout, nodes=nodes)
-
-
-def _last_of_each(texts: list[str]) -> list[str]:
-    """A stage that a higher one replaces is not worth mentioning."""
-    stages = [text for text in texts if "strategy/zero" in text]
-    return [text for text in texts if text not in stages[:-1]]
+    return replace(now, layout=replace(now.layout, ranks=now.layout.ranks_per_node * nodes), nodes=nodes)

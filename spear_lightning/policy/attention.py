@@ -124,21 +124,17 @@ def packed_attention(
     # One call a row. Split, and not sliced: the gradient of a slice is as large as all rows together.
     parts = [
         F.scaled_dot_product_attention(
-            q, k, v, attn_mask=_in(q, mask), is_causal=mask is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+            q, k, v, mask, is_causal=mask is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
         )
         for q, k, v, mask in zip(
             torch.split(query, segments.queries, 2),
             torch.split(key, segments.keys, 2),
             torch.split(value, segments.keys, 2),
-            segments.masks,
+            (mask if mask is None else mask.to(query.dtype) for mask in segments.masks),
             strict=True,
         )
     ]
     return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
-
-
-def _in(query: Tensor, mask: Tensor | None) -> Tensor | None:
-    return None if mask is None else mask.to(query.dtype)
 
 
 def _has_kernel(query: Tensor) -> bool:

@@ -62,7 +62,6 @@ def with_adapters(causal: PreTrainedModel, lora: LoRA, seed: int) -> nn.Module:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            adapted: nn.Module = get_peft_model(causal, settings)
-            return adapted
+            return get_peft_model(causal, settings)
     except ValueError as error:
         raise ValueError(f"policy.lora.target_modules: {error}") from error

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from spear_lightning.policy.attention import pack_model
+from spear_lightning.policy.flops import causal_lm
 from spear_lightning.policy.kernels import compiled_base, fuse_kernels
 from spear_lightning.policy.loading import check_vocabulary, fresh_model, load_model, load_tokenizer, tokenizer_hash
 from spear_lightning.policy.logprobs import (
@@ -30,7 +31,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class TokenStats(NamedTuple):
-    """What the policy thinks of each token of a batch.
+    """Log-probability and entropy of each token of a batch.
 
     Attributes:
         logps: log-probability of the token given those before it, in nats, ``(rows, tokens)``; 0 where not computed.
@@ -44,12 +45,12 @@ class TokenStats(NamedTuple):
 
 @in_range
 class Policy(nn.Module):
-    """A causal language model that is trained and played with.
+    """A causal language model, for training and for generation.
 
     Token log-probabilities are computed in chunks over tokens, so that (tokens × vocabulary) is never held, if the
     model's output head is a plain matrix product; this is tried out once, at construction. For other heads
-    (soft-capped or scaled logits, an adapted head) the model's own logits are used: they are held for the columns in
-    which anything is wanted, and their softmax is recomputed in the backward pass.
+    (soft-capped or scaled logits, an adapted head) the model's own logits are used: they are held for the columns of
+    the loss mask, and their softmax is recomputed in the backward pass.
 
     Args:
         model: folder or Hugging Face hub id of the model, or ``"embedded"``: the small one that ships with the package.
@@ -137,8 +138,7 @@ class Policy(nn.Module):
     @property
     def causal_lm(self) -> Any:
         """The ``PreTrainedModel`` itself, without the wrapper that adapters put around it (they stay at work)."""
-        model: Any = self.model
-        return model if self.lora is None else model.get_base_model()
+        return causal_lm(self.model)
 
     def forward(
         self,
@@ -154,12 +154,12 @@ class Policy(nn.Module):
             input_ids: token ids, integers ``(rows, tokens)``.
             attention_mask: 1 at tokens, 0 at padding, ``(rows, tokens)``; padding on the right is cheapest.
             temperature: logits are divided by it; above 0.
-            loss_mask: 1 where an answer is wanted, ``(rows, tokens)``; by default at every token. Only there is the
-                output head computed.
+            loss_mask: 1 where the results are needed, ``(rows, tokens)``; by default at every token. The output head is
+                computed only there.
 
         Returns:
             Both results aligned with ``input_ids``: entry ``[i, t]`` is about token ``t``, predicted from the tokens
-            before it. Position 0, padding and what is not wanted are exactly 0, with zero gradient.
+            before it. Position 0, padding and masked tokens are exactly 0, with zero gradient.
 
         Raises:
             ValueError: the temperature is not above 0.
@@ -233,7 +233,7 @@ class Policy(nn.Module):
         return self
 
     def fingerprint(self) -> dict[str, str | int]:
-        """What tells a checkpoint of this model from one of another model."""
+        """Architecture, sizes and tokenizer, by which a checkpoint of another model is refused."""
         config = self.causal_lm.config.get_text_config()
         return {
             "architecture": type(self.causal_lm).__name__,

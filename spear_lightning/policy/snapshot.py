@@ -13,7 +13,7 @@ from spear_lightning.policy.policy import Policy
 
 
 class WeightSnapshot:
-    """A second policy that is given the weights of the first when asked to.
+    """A copy of a policy, whose weights are updated on request.
 
     Args:
         policy: to follow. A strategy may put hooks into its modules later: they are copied as they are now.
@@ -35,7 +35,7 @@ class WeightSnapshot:
 
     @torch.no_grad()
     def take(self) -> Policy:
-        """The copy, with the weights as they are now. Nothing may be generating with it any more."""
+        """The copy, with the weights as they are now. No generation with it may be running."""
         pairs = zip(self._policy.named_parameters(), self._copy.named_parameters(), strict=True)
         for (name, source), (other, target) in pairs:
             assert name == other

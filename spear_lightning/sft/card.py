@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -41,7 +42,7 @@ By task type, at temperature {temperature}: {by_type}.
 
 @dataclass(frozen=True)
 class SFTResult:
-    """What supervised fine-tuning brought.
+    """Result of supervised fine-tuning.
 
     Attributes:
         folder: the Hugging Face folder that was written.
@@ -58,12 +59,9 @@ class SFTResult:
 
 def machine() -> str:
     """Processor and number of cores, for people."""
-    model = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
-    except OSError:
-        pass
+    info = Path("/proc/cpuinfo")
+    named = re.search(r"^model name\s*: (.*)", info.read_text(encoding="utf-8") if info.exists() else "", re.MULTILINE)
+    model = named[1] if named else platform.processor() or platform.machine()
     return f"{model}, {os.cpu_count()} cores"
 
 
@@ -101,10 +99,7 @@ def write_card(
     write_atomically(result.folder / "README.md", text)
     scores = [
         asdict(score)
-        | {
-            "success": score.success._asdict(),
-            "by_type": {kind: rate._asdict() for kind, rate in score.by_type.items()},
-        }
+        | {"success": score.success._asdict(), "by_type": {k: v._asdict() for k, v in score.by_type.items()}}
         for score in result.scores
     ]
     write_atomically(result.folder / "scores.json", json.dumps(scores, indent=1) + "\n")

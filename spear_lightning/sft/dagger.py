@@ -36,7 +36,7 @@ _MOST_TURNS = 1000
 @in_range
 @dataclass(frozen=True)
 class Dagger:
-    """How the policy plays beside the expert, after it has learned the demonstrations.
+    """Rounds of DAgger after the demonstrations have been learned.
 
     Args:
         rounds: of playing the training games and learning from all of these games so far; 0 for none.
@@ -70,7 +70,7 @@ def play_dagger(
     max_response_tokens: int,
     workers: int,
 ) -> list[Sample]:
-    """Play each task once with the policy as it is, the expert beside it.
+    """Play each task once with the policy, the expert making some of the moves.
 
     Args:
         network: the policy's weights.
@@ -96,7 +96,7 @@ def play_dagger(
 
 
 class DaggerAgent(TranscriptAgent):
-    """A transcript agent beside which the expert sits.
+    """A transcript agent some of whose moves an expert makes.
 
     Args:
         seed: of the expert and of its interventions.
@@ -129,7 +129,7 @@ class DaggerSession(TranscriptSession):
     Args:
         agent: that it belongs to.
         observation: the first one.
-        expert: that sits beside it.
+        expert: that makes some of its moves.
         takes_over: whether the expert's move is made, by turn, bool ``(turns,)``.
 
     Attributes:

@@ -10,6 +10,7 @@ import multiprocessing
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -178,8 +179,7 @@ class ExpertDemonstrations(Demonstrations):
             return [transcript for part in parts for transcript in part.result()]
 
     def _play_chunk(self, suite: TaskSuite, tasks: Sequence[Task], seed: int) -> list[Transcript]:
-        environment = suite.make()
-        try:
+        with closing(suite.make()) as environment:
             return [
                 play_transcript(
                     environment,
@@ -190,8 +190,6 @@ class ExpertDemonstrations(Demonstrations):
                 for task in tasks
                 for repetition in range(self.repetitions)
             ]
-        finally:
-            environment.close()
 
     @override
     def build_tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
@@ -232,12 +230,13 @@ def play_transcript(environment: gymnasium.Env[str, str], task: Task, expert: Ex
     instruction = str(info["task"])
     expert.reset(instruction, text)
     steps: list[Step] = []
-    won, refused, over = False, 0, False
-    while len(steps) < max_steps and not over:
+    won, refused = False, 0
+    for _ in range(max_steps):
         action = expert.act(text)
         steps.append(Step(text, action, expert.motive))
         text, _, terminated, truncated, info = environment.step(action)
         refused += text.lower().startswith("nothing happens")
         won = bool(info.get("won", False))
-        over = terminated or truncated
+        if terminated or truncated:
+            break
     return Transcript(task, instruction, tuple(steps), won, refused)

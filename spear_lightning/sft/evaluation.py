@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,15 +102,13 @@ def play(
     engine = HuggingFaceEngine()
     engine.sync(policy, 0)
     specs = [EpisodeSpec(task, number, 0) for number, task in enumerate(tasks)]
-    collector = Collector(EnvironmentPool(suite, workers=workers), agent, engine, max_active=max_active)
-    try:
-        samplings = [Sampling(settings.max_response_tokens, each, agent.stop_ids) for each in settings.temperatures]
+    samplings = [Sampling(settings.max_response_tokens, each, agent.stop_ids) for each in settings.temperatures]
+    pool = EnvironmentPool(suite, workers=workers)
+    with closing(Collector(pool, agent, engine, max_active=max_active)) as collector:
         return [
             collector.play(specs, sampling, iteration=0, seed=seed, max_turns=settings.max_turns).episodes
             for sampling in samplings
         ]
-    finally:
-        collector.close()
 
 
 def evaluate(

@@ -1,4 +1,4 @@
-"""Fresh weights that already know how names are spelled."""
+"""Initial embeddings of names, composed of those of their parts."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -97,13 +97,6 @@ class LengthBatches(Sampler[list[int]]):
         yield from (batches[i] for i in random.permutation(len(batches)))
 
 
-class _Loss(NamedTuple):
-    actions: torch.Tensor  # mean cross entropy over the expert's action tokens
-    observations: torch.Tensor  # mean cross entropy over all other tokens
-    accuracy: torch.Tensor  # share of action tokens that the most likely token is
-    tokens: int  # number of action tokens
-
-
 class CloningModule(pl.LightningModule):
     """Clones demonstrations into a causal language model.
 
@@ -117,7 +110,8 @@ class CloningModule(pl.LightningModule):
         self.model = model
         self._optimization = optimization
 
-    def _loss(self, batch: MicroBatch) -> _Loss:
+    def _losses(self, batch: MicroBatch, prefix: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean cross entropy over the expert's action tokens, and over all other tokens; the first one is logged."""
         logits = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
         # The logits at token i predict token i + 1.
         predicted, wanted = logits[:, :-1].flatten(0, 1).float(), batch.input_ids[:, 1:].flatten()
@@ -125,21 +119,19 @@ class CloningModule(pl.LightningModule):
         others = batch.attention_mask[:, 1:].flatten().bool() & ~actions
         losses = functional.cross_entropy(predicted, wanted, reduction="none")
         right = (predicted.detach().argmax(-1) == wanted).float()
-        return _Loss(losses[actions].mean(), losses[others].mean(), right[actions].mean(), int(actions.sum()))
+        loss = losses[actions].mean()
+        values = {f"{prefix}loss": loss, f"{prefix}accuracy": right[actions].mean()}
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=int(actions.sum()), prog_bar=True)
+        return loss, losses[others].mean()
 
     def training_step(self, batch: MicroBatch, batch_idx: int) -> torch.Tensor:
         """Mean cross entropy over the action tokens of the batch, plus the weighted one over the rest."""
-        loss = self._loss(batch)
-        self._report("", loss)
-        return loss.actions + self._optimization.observation_weight * loss.observations
+        actions, observations = self._losses(batch, "sft/")
+        return actions + self._optimization.observation_weight * observations
 
     def validation_step(self, batch: MicroBatch, batch_idx: int) -> None:
         """The same on demonstrations of games that are not learned from."""
-        self._report("validation_", self._loss(batch))
-
-    def _report(self, prefix: str, loss: _Loss) -> None:
-        values = {f"sft/{prefix}loss": loss.actions, f"sft/{prefix}accuracy": loss.accuracy}
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=loss.tokens, prog_bar=True)
+        self._losses(batch, "sft/validation_")
 
     def configure_optimizers(self) -> Any:
         """AdamW with linear warm-up and decay, stepped after every batch."""

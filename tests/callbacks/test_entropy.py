@@ -63,7 +63,8 @@ def test_turns_before_the_first_position_count_in_the_whole_only(tmp_path: Path)
 
 def test_a_bad_token_of_one_turn_does_not_spoil_the_others(tmp_path: Path) -> None:
     monitor = EntropyMonitor(positions=[1, 2], patience=1)
-    sums = monitor._sum_by_bin(torch.tensor([1.0, math.inf]), torch.tensor([0, 1]), torch.tensor([1, 1]))
+    monitor._add("rollout", torch.tensor([1.0, math.inf]), torch.tensor([0, 1]), torch.tensor([1, 1]))
+    sums = monitor._sums["rollout"]
     assert sums[0, 1] == 1.0
     assert math.isinf(sums[0, 0])
     assert sums[1].tolist() == [2.0, 1.0, 1.0]

@@ -150,5 +150,5 @@ def test_arguments_out_of_range_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"LearningCurve\.confidence must be above 0 and below 1, not 95"):
         LearningCurve(confidence=95)
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(MisconfigurationException, match=r"cannot make the directory .* set LearningCurve.directory"):
+    with pytest.raises(MisconfigurationException, match=r"cannot write to .* set LearningCurve.directory"):
         fit(tmp_path, LearningCurve(tmp_path / "file" / "out"))

@@ -249,9 +249,7 @@ def test_well_formed_keeps_pairs_and_printable_keeps_words() -> None:
 def test_a_directory_that_cannot_be_made_is_refused_before_anything_is_played(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     data = TinyData()
-    with pytest.raises(
-        MisconfigurationException, match=r"cannot make the directory .*file/log.*set RolloutLog.directory"
-    ):
+    with pytest.raises(MisconfigurationException, match=r"cannot write to .*file/log.*set RolloutLog.directory"):
         make_trainer(tmp_path, [RolloutLog(tmp_path / "file" / "log")]).fit(TinyModule(), datamodule=data)
     assert data.weights == []
 

@@ -12,7 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.utils.flop_counter import FlopCounterMode
 
 from spear_lightning.callbacks import ThroughputMonitor
-from spear_lightning.callbacks.throughput import _figures, _Share, matmul_flops
+from spear_lightning.callbacks.throughput import _figures, matmul_flops
 from spear_lightning.policy.flops import linear_weights, model_flops, shape_of
 from spear_lightning.policy.policy import LoRA, Policy
 from spear_lightning.training.hooks import MicroBatchOutput, update_listeners
@@ -47,8 +47,11 @@ def test_attention_counts_each_pair_of_tokens_once() -> None:
 
 
 def test_counts_are_summed_and_seconds_are_those_of_the_slowest_rank() -> None:
-    mine = _Share(iteration=10.0, rollout=6.0, played=5.0, update=3.0, episodes=8, tokens=300, flops=6e9, peak=2e9)
-    other = _Share(iteration=10.5, rollout=5.0, played=4.0, update=4.0, episodes=12, tokens=500, flops=2e9, peak=2e9)
+    mine = (
+        (10.0, 6.0, 5.0, 3.0),
+        (8, 300, 6e9, 2e9),
+    )  # iteration, rollout, played, update; episodes, tokens, flops, peak
+    other = (10.5, 5.0, 4.0, 4.0), (12, 500, 2e9, 2e9)
     assert _figures([mine, other]) == {
         "time/iteration": 10.5,
         "time/rollout": 6.0,

@@ -49,12 +49,12 @@ def states(model: ModelShape, numbers: Numbers, layout: Layout) -> dict[str, int
     [
         (FLOAT32, Layout(), (4000, 4000, 8000, 0)),
         (BF16, Layout(4, 4, gradient_copy=True), (2000, 2000, 4000, 0)),
-        (ZERO, Layout.zero(0, 4, 4), (2000, 2000, 12000, 0)),
-        (ZERO, Layout.zero(1, 4, 4), (2000, 2000, 3000, 1000)),
-        (ZERO, Layout.zero(2, 4, 4), (2000, 500, 3000, 1000)),
-        (ZERO, Layout.zero(3, 4, 4), (500, 500, 3000, 1000)),
-        (replace(FLOAT32, master=4), Layout.zero(3, 4, 4), (1000, 1000, 3000, 1000)),
-        (replace(ZERO, state=0), Layout.zero(1, 4, 4), (2000, 2000, 1000, 1000)),  # plain SGD
+        (ZERO, Layout(4, 4, 0), (2000, 2000, 12000, 0)),
+        (ZERO, Layout(4, 4, 1), (2000, 2000, 3000, 1000)),
+        (ZERO, Layout(4, 4, 2), (2000, 500, 3000, 1000)),
+        (ZERO, Layout(4, 4, 3), (500, 500, 3000, 1000)),
+        (replace(FLOAT32, master=4), Layout(4, 4, 3), (1000, 1000, 3000, 1000)),
+        (replace(ZERO, state=0), Layout(4, 4, 1), (2000, 2000, 1000, 1000)),  # plain SGD
     ],
 )
 def test_model_states_by_hand(numbers, layout, expected):
@@ -63,40 +63,40 @@ def test_model_states_by_hand(numbers, layout, expected):
 
 def test_adapters_alone_have_gradients_and_state():
     adapted = replace(TINY, trainable=100)
-    assert tuple(states(adapted, ZERO, Layout.zero(2, 2, 2)).values()) == (2000, 100, 600, 200)
+    assert tuple(states(adapted, ZERO, Layout(2, 2, 2)).values()) == (2000, 100, 600, 200)
 
 
 @pytest.mark.parametrize("nodes", [1, 4])
 def test_deepspeed_says_the_same_of_model_states(nodes):
     ranks = 8 * nodes
     _, estimate = estimate_zero2_model_states_mem_needs(LARGE.parameters, 8, nodes, cpu_offload=False)
-    assert sum(states(LARGE, ZERO, Layout.zero(2, ranks, 8)).values()) == estimate
+    assert sum(states(LARGE, ZERO, Layout(ranks, 8, 2)).values()) == estimate
     _, estimate, _ = estimate_zero3_model_states_mem_needs(LARGE.parameters, 0, 8, nodes, False, False)
-    mine = states(LARGE, ZERO, Layout.zero(3, ranks, 8))
+    mine = states(LARGE, ZERO, Layout(ranks, 8, 3))
     # Its 18 bytes are those that stage 2 partitions; stage 3 has a partition of the 16-bit weights as well.
     assert sum(mine.values()) - mine["parameters"] == estimate
     _, offloaded = estimate_zero2_model_states_mem_needs(LARGE.parameters, 8, nodes, cpu_offload=True)
-    plan = plan_memory(LARGE, ZERO, Layout.zero(2, ranks, 8, optimizer_place="host"), Workload(tokens=1))
+    plan = plan_memory(LARGE, ZERO, Layout(ranks, 8, 2, optimizer_place="host"), Workload(tokens=1))
     assert sum(p.bytes for p in plan.parts if p.name in STATES and p.place == "device") == offloaded
 
 
 def test_more_ranks_never_need_more_and_a_higher_stage_holds_less():
     for stage in range(4):
-        peaks = [plan_memory(LARGE, ZERO, Layout.zero(stage, n, 8), Workload(tokens=64)).peak for n in (1, 2, 8, 64)]
+        peaks = [plan_memory(LARGE, ZERO, Layout(n, 8, stage), Workload(tokens=64)).peak for n in (1, 2, 8, 64)]
         assert peaks == sorted(peaks, reverse=True)
-    held = [sum(states(LARGE, ZERO, Layout.zero(stage, 8, 8)).values()) for stage in (1, 2, 3)]
+    held = [sum(states(LARGE, ZERO, Layout(8, 8, stage)).values()) for stage in (1, 2, 3)]
     assert held == sorted(held, reverse=True)
 
 
 def test_phases_hold_what_they_need():
     work = Workload(tokens=8, sequences=2, sequence_tokens=64, prompt_tokens=64, decoded=2)
-    plan = plan_memory(TINY, ZERO, Layout.zero(3, 2, 2, bucket=10), work)
-    kept = plan_memory(TINY, ZERO, Layout.zero(3, 2, 2, bucket=10, free_replica=False), work)
+    plan = plan_memory(TINY, ZERO, Layout(2, 2, 3, bucket=10), work)
+    kept = plan_memory(TINY, ZERO, Layout(2, 2, 3, bucket=10, free_replica=False), work)
     assert plan.bytes_of("generation replica") == 2000
     assert kept.total("backward") - plan.total("backward") == 2000
     assert kept.total("generation") == plan.total("generation")
     assert plan.peak == max(plan.total(phase) for phase in ("generation", "backward", "step"))
-    reference = plan_memory(TINY, ZERO, Layout.zero(3, 2, 2, bucket=10), replace(work, reference=True))
+    reference = plan_memory(TINY, ZERO, Layout(2, 2, 3, bucket=10), replace(work, reference=True))
     assert reference.total("backward") - plan.total("backward") == 2000, "whole on every rank"
 
 
@@ -109,8 +109,8 @@ def test_ddp_holds_gradients_twice_unless_they_are_a_view():
 
 
 def test_offloading_moves_and_a_cpu_has_one_memory():
-    layout = Layout.zero(3, 4, 2, bucket=0, optimizer_place="host", parameter_place="disk")
-    plan = plan_memory(TINY, ZERO, layout, Workload(tokens=1, replay_entries=8, replay_tokens=10))
+    layout = Layout(4, 2, 3, bucket=0, optimizer_place="host", parameter_place="disk")
+    plan = plan_memory(TINY, ZERO, layout, Workload(tokens=1, replay_entries=8, sequence_tokens=10))
     places = {part.name: part.place for part in plan.parts}
     assert (places["optimizer"], places["parameters"], places["gradients"]) == ("host", "disk", "host")
     assert plan.host == 2 * (3000 + 500 + 1000 + 2000 + 2 * 10 * 8)  # of the node's two ranks, replay over all four

@@ -38,10 +38,10 @@ def samples(count: int = 20) -> list[Sample]:
 def test_padding_changes_nothing() -> None:
     module = CloningModule(model())
     some = samples(4)
-    together = module._loss(collate(some))
-    alone = [module._loss(collate([row])) for row in some]
-    count = sum(loss.tokens for loss in alone)
-    torch.testing.assert_close(together.actions, sum(loss.actions * loss.tokens for loss in alone) / count)
+    together, _ = module._losses(collate(some), "")
+    alone = [module._losses(collate([row]), "")[0] for row in some]
+    counts = [int(row.mask[1:].sum()) for row in some]
+    torch.testing.assert_close(together, sum(loss * n for loss, n in zip(alone, counts, strict=True)) / sum(counts))
 
 
 def test_the_loss_is_that_of_the_action_tokens_only() -> None:
@@ -54,7 +54,7 @@ def test_the_loss_is_that_of_the_action_tokens_only() -> None:
         for token in range(1, batch.input_ids.shape[1])
         if batch.response_mask[row, token]
     ]
-    torch.testing.assert_close(module._loss(batch).actions, torch.stack(expected).mean())
+    torch.testing.assert_close(module._losses(batch, "")[0], torch.stack(expected).mean())
 
 
 def test_the_weight_of_observations_counts() -> None:
@@ -64,7 +64,7 @@ def test_the_weight_of_observations_counts() -> None:
         module = CloningModule(model(), Optimization(observation_weight=weight))
         module.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
         values.append(module.training_step(batch, 0))
-    torch.testing.assert_close(values[1] - values[0], 0.5 * module._loss(batch).observations)
+    torch.testing.assert_close(values[1] - values[0], 0.5 * module._losses(batch, "")[1])
 
 
 def test_batches_hold_every_sample_once_and_change_by_epoch() -> None:
