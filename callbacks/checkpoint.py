@@ -71,8 +71,8 @@ class ShardedCheckpoint(Checkpoint):
         interrupted: whether SIGTERM has ended training before its last iteration; the same on all ranks.
 
     Raises:
-        ValueError: a number is out of range.
-        MisconfigurationException: ``mode`` or ``on_error`` is unknown, or the directory cannot be written.
+        ValueError: an argument is out of range.
+        MisconfigurationException: the directory cannot be written.
 
     Example::
 
@@ -94,10 +94,6 @@ class ShardedCheckpoint(Checkpoint):
         on_error: Literal["raise", "continue"] = "raise",
     ) -> None:
         super().__init__()
-        if mode not in ("max", "min") or on_error not in ("raise", "continue"):
-            raise MisconfigurationException(
-                f"ShardedCheckpoint: mode must be max or min, and on_error raise or continue, not {mode} and {on_error}"
-            )
         self.directory = None if directory is None else Path(directory)
         self.every_n_iterations, self.keep = every_n_iterations, keep
         self.monitor, self.mode, self.on_error = monitor, mode, on_error

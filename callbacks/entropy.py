@@ -88,8 +88,6 @@ class EntropyMonitor(Callback, RolloutHooks, UpdateHooks):
             lowest, highest = getattr(self, low), getattr(self, high)
             if lowest is not None and highest is not None and lowest >= highest:
                 raise MisconfigurationException(f"EntropyMonitor: {low}={lowest} must be below {high}={highest}")
-        if self.action not in ("warn", "stop"):
-            raise MisconfigurationException(f'EntropyMonitor: action must be "warn" or "stop", not {self.action!r}')
         if any(position <= before for before, position in pairwise((0, *self.positions))):
             raise MisconfigurationException(
                 f"EntropyMonitor: positions must be increasing turn numbers from 1, not {list(self.positions)}"

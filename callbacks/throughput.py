@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch.callbacks import Callback
 
@@ -19,10 +18,12 @@ from spear_lightning.policy.flops import ModelShape, linear_weights, model_flops
 from spear_lightning.policy.policy import Policy
 from spear_lightning.rollout.episode import Rollout
 from spear_lightning.training.hooks import MicroBatchOutput, RolloutHooks, UpdateHooks
+from spear_lightning.utils.ranges import Above0, in_range
 
 _DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
 
 
+@in_range
 class ThroughputMonitor(Callback, RolloutHooks, UpdateHooks):
     """Logs speed, the parts of an iteration's time and the utilisation of the device, over all ranks.
 
@@ -61,12 +62,8 @@ class ThroughputMonitor(Callback, RolloutHooks, UpdateHooks):
         989000000000000.0
     """
 
-    def __init__(self, peak_flops: float | Literal["auto", "measure"] = "auto") -> None:
+    def __init__(self, peak_flops: Above0 | Literal["auto", "measure"] = "auto") -> None:
         super().__init__()
-        if peak_flops not in ("auto", "measure") and (isinstance(peak_flops, str) or not peak_flops > 0):
-            raise MisconfigurationException(
-                f"ThroughputMonitor: peak_flops must be a number above 0, auto or measure, not {peak_flops!r}"
-            )
         self.peak_flops = peak_flops
         self._model: tuple[ModelShape, int] | None = None
         self._peak = 0.0

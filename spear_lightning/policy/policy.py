@@ -23,7 +23,7 @@ from spear_lightning.policy.logprobs import (
     chunk_tokens,
 )
 from spear_lightning.policy.lora import LoRA, with_adapters
-from spear_lightning.policy.packing import LAYOUTS, Layout, pack_rows
+from spear_lightning.policy.packing import Layout, pack_rows
 from spear_lightning.utils.ranges import Positive, in_range
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -97,10 +97,6 @@ class Policy(nn.Module):
         super().__init__()
         if (model is None) == (config is None):
             raise ValueError("policy: give either policy.model (a folder or hub id) or policy.config (a fresh model)")
-        if dtype not in DTYPES:
-            raise ValueError(f"policy.dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
-        if layout not in LAYOUTS:
-            raise ValueError(f"policy.layout must be one of {', '.join(LAYOUTS)}, not {layout!r}")
         self.lora, self.layout = lora, layout
         options: dict[str, Any] = {"dtype": DTYPES[dtype], "attention": attention}
         if model is not None:

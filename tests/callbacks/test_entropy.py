@@ -183,7 +183,7 @@ def test_values_reach_the_loggers_at_their_iteration_before_its_checkpoint(tmp_p
         ({"lower": 2.0, "upper": 1.0}, "lower=2.0 must be below upper=1.0"),
         ({"relative_lower": 2.0, "relative_upper": 1.0}, "relative_lower=2.0 must be below"),
         ({"patience": 0}, "patience must be at least 1"),
-        ({"action": "explode"}, 'action must be "warn" or "stop"'),
+        ({"action": "explode"}, "action must be one of warn, stop, not explode"),
         ({"positions": [0, 1]}, "positions must be increasing turn numbers from 1"),
         ({"positions": [3, 2]}, "positions must be increasing turn numbers from 1"),
     ],

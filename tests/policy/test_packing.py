@@ -161,7 +161,7 @@ def test_adapters_make_no_gradient_of_what_is_frozen(tiny_policy):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"layout": "dense"}, r"policy\.layout must be one of padded, packed, shared"),
+        ({"layout": "dense"}, r"Policy\.layout must be one of padded, packed, shared, not dense"),
         ({"layout": "packed", "attention": "eager"}, r"policy\.layout: .*sdpa.*not eager"),
         ({"layout": "shared", "lora": LoRA(dropout=0.1)}, r"policy\.lora\.dropout"),
         ({"layout": "packed", "compile": True}, r"policy\.compile"),

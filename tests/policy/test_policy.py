@@ -334,7 +334,7 @@ class TestBadInput:
             Policy(config={"model_type": "qwen2"})
 
     def test_settings(self, tiny_policy):
-        with pytest.raises(ValueError, match=r"policy\.dtype"):
+        with pytest.raises(ValueError, match=r"Policy\.dtype must be one of float32, bfloat16, not float8"):
             tiny_policy(dtype="float8")
         with pytest.raises(ValueError, match="no_such_attention"):
             tiny_policy(attention="no_such_attention")
