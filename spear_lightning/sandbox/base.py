@@ -170,11 +170,6 @@ class Sandbox(ABC):
         self.close()
 
 
-def decode(data: bytes) -> str:
-    """Text of a snippet's output: what is no UTF-8 is replaced."""
-    return data.decode("utf-8", "replace")
-
-
 def join_error(stderr: str, reason: str) -> str:
     """A traceback, if there is one, and the reason after it."""
     return "\n".join(part for part in (stderr.strip(), reason) if part)

@@ -36,18 +36,24 @@ class Rules:
     Attributes:
         memory: bytes of address space on top of what the zygote uses, per process.
         cpu: CPU-seconds per process.
+        session_cpu: the same in a session.
         processes: processes and threads.
         disk: bytes of ``/tmp``.
-        seccomp: the system call filter.
+        output: bytes of output, both streams together.
         privileged: whether the zygote is the host's root, so that a cell can have a user id of its own.
+        first_user: that user id is this one or one of the next 255.
+        seccomp: the system call filter.
     """
 
     memory: int
     cpu: int
+    session_cpu: int
     processes: int
     disk: int
-    seccomp: bytes
+    output: int
     privileged: bool
+    first_user: int
+    seccomp: bytes
 
 
 def lock_in(rules: Rules, user: int, descriptors: Sequence[int]) -> None:
@@ -61,6 +67,8 @@ def lock_in(rules: Rules, user: int, descriptors: Sequence[int]) -> None:
     Raises:
         OSError: the kernel refused a step.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which the zygote ignores
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
     low = 3
     for kept in sorted(descriptors):
         os.closerange(low, kept)
@@ -168,9 +176,3 @@ def _exit(status: int) -> NoReturn:
         status = status or 1
     flushed = _flush()
     os._exit(status or flushed)
-
-
-def reset_signals() -> None:
-    """Give signals their usual meaning, whatever the zygote made of them."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])

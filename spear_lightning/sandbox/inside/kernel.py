@@ -31,11 +31,6 @@ def unshare(flags: int) -> None:
     _check(_libc.unshare(flags), "unshare")
 
 
-def own_pid_namespace() -> int:
-    """A descriptor that :func:`setns` takes to make children in this process' own pid namespace again (Linux 5.8)."""
-    return os.pidfd_open(os.getpid())
-
-
 def setns(descriptor: int, flags: int) -> None:
     """Join namespaces of the process that ``descriptor`` (a pidfd) names.
 
