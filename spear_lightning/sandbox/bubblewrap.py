@@ -130,7 +130,7 @@ class BubblewrapSandbox(TestedSandbox):
     def controllers(self) -> tuple[str, ...]:
         """What control groups limit here, of ``pids`` and ``memory``."""
         with self._lock:
-            return self._ready().group.controllers
+            return tuple(self._ready().group.files)
 
     @override
     def _start(self) -> None:

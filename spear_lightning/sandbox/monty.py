@@ -147,8 +147,5 @@ def feed(interpreter: Any, code: str, output_bytes: int) -> tuple[Execution, boo
         usable = not isinstance(raised.exception(), (TimeoutError, MemoryError))
     except MontyError as raised:
         error = f"{type(raised).__name__}: {raised}"
-    parts: dict[str, str] = {"stdout": "", "stderr": ""}
-    for stream, text in output.output:
-        parts[stream] += text
-    seconds = time.monotonic() - started
-    return Execution(parts["stdout"], error, parts["stderr"], seconds), usable
+    stdout, stderr = ("".join(text for at, text in output.output if at == name) for name in ("stdout", "stderr"))
+    return Execution(stdout, error, stderr, time.monotonic() - started), usable

@@ -21,7 +21,6 @@ from typing import NoReturn
 from . import kernel
 from .wire import read_all, write_all
 
-_DONE, _RAISED = b"\0", b"\1"
 _NOBODY_GROUP = 65534
 _OPEN_FILES = 128
 _INODES = 4096
@@ -107,7 +106,14 @@ def _set_limits(rules: Rules) -> None:
 
 def run_once(code: bytes) -> NoReturn:
     """Run a snippet as a script and end this process."""
-    _exit(execute(code, _main_module().__dict__))
+    status = execute(code, _main_module().__dict__)
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as a script does when it ends
+    except BaseException as error:
+        _report(error)
+        status = status or 1
+    flushed = _flush()
+    os._exit(status or flushed)
 
 
 def serve(code_from: int, done_to: int) -> NoReturn:
@@ -120,7 +126,7 @@ def serve(code_from: int, done_to: int) -> NoReturn:
         _flush()
         if os.getpid() != own:  # a fork that the snippet made, and that came to its end
             os._exit(0)
-        os.write(done_to, _RAISED if status else _DONE)
+        os.write(done_to, bytes([status != 0]))
     os._exit(0)
 
 
@@ -166,13 +172,3 @@ def _flush() -> int:
         _report(error)
         return 1
     return 0
-
-
-def _exit(status: int) -> NoReturn:
-    try:
-        threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as a script does when it ends
-    except BaseException as error:
-        _report(error)
-        status = status or 1
-    flushed = _flush()
-    os._exit(status or flushed)
