@@ -92,8 +92,7 @@ class SessionRows:
             block = self.evict(block, columns, sessions)
         joined = range(block.start, block.stop + len(sessions))
         new = range(block.stop, joined.stop)
-        while len(self._rows) < joined.stop:
-            self._rows.append(None)
+        self._rows += [None] * (joined.stop - len(self._rows))
         taken = {session.row for session in sessions}
         coming = [session for session in sessions if session.row not in new]
         for row, session in zip((row for row in new if row not in taken), coming, strict=True):

@@ -16,7 +16,7 @@ START = (
 """How a server is started."""
 
 
-class UnreachableError(ConnectionError):
+class UnreachableError(NoAnswerError):
     """A server does not answer, or cannot at present: it may be asked again."""
 
 
