@@ -1,4 +1,4 @@
-"""Before a sandbox is trusted it is asked to break out; what it managed is looked for here, outside of it."""
+"""The self-test of a sandbox: snippets try to escape from it, and the host checks whether one succeeded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The host's end of a zygote: starting it, asking it with a deadline of the host's own, ending it for certain."""
+"""The host's side of a zygote: start it, send it requests with a deadline, kill it."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class ZygoteProcess:
             raise ZygoteLostError(f"it answered nonsense ({error})") from error
 
     def close(self) -> None:
-        """Kill it with all that runs inside, and wait for it."""
+        """Kill it and everything inside, and wait for its end."""
         self._finalizer()
 
     def _send(self, data: bytes, deadline: float) -> None:
@@ -130,7 +130,7 @@ class ZygoteProcess:
         return "it closed its pipe"
 
     def _said(self) -> str:
-        """The last lines of its standard error, for people."""
+        """The last lines of its standard error, for an error message."""
         with contextlib.suppress(OSError):
             text = os.read(self._stderr, 1 << 16).decode("utf-8", "replace")
             return " ".join(text.strip().splitlines()[-3:])

@@ -96,7 +96,7 @@ class HuggingFaceStream(CompletionStream):
         self._active, self._logits, self._sampler = [], None, None
 
     def _advance(self, steps: float) -> dict[str, Completion]:
-        """Draw so many tokens for each request; the completions that are finished, by session."""
+        """Draw up to ``steps`` tokens for each request; the finished completions by session."""
         completed, self._completed = self._completed, {}
         if self._waiting or self._active:
             self._model.check_weights()
@@ -113,7 +113,7 @@ class HuggingFaceStream(CompletionStream):
         return completed
 
     def _step(self) -> list[Job]:
-        """Draw one token for each request; those that are done with it."""
+        """Draw one token for each request; the requests that this finishes."""
         if self._waiting:
             self._join_waiting()
         assert self._logits is not None

@@ -226,7 +226,7 @@ class VLLMServerEngine(RolloutEngine):
                 self._give_up(server)
 
     def _send_within(self, server: VLLMServer, seconds: float) -> bool:
-        """Whether the server is reachable within so many seconds and has the current weights now."""
+        """Send the current weights as soon as the server is reachable, within ``seconds``; whether that succeeded."""
         until = time.monotonic() + seconds
         while server.wait(max(0.0, until - time.monotonic())):
             with contextlib.suppress(UnreachableError):  # it died on the way

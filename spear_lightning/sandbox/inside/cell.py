@@ -1,4 +1,4 @@
-"""The process that a snippet runs in: a fork of the zygote that gives everything up before it runs a line of it.
+"""The process that runs a snippet: a fork of the zygote that drops all privileges before it runs the first line.
 
 It is process 1 of a pid namespace of its own: it sees no other process, and when it ends, the kernel ends all that it
 started.
@@ -56,7 +56,7 @@ class Rules:
 
 
 def lock_in(rules: Rules, user: int, descriptors: Sequence[int]) -> None:
-    """Give up everything that a snippet must not have. Whatever fails here raises, and no snippet is run.
+    """Drop everything that a snippet must not have. If any step fails, this raises, and no snippet is run.
 
     Args:
         rules: the limits.
