@@ -1,4 +1,4 @@
-"""What a sandbox is here: something that runs a Python snippet and returns what it printed.
+"""The interface of sandboxes: run a Python snippet, return what it printed.
 
 A sandbox is a small picklable description until it is opened: a task suite carries one to its worker processes, and
 each opens its own at the first call.
@@ -104,8 +104,8 @@ class Sandbox(ABC):
     Args:
         limits: what one call may use.
 
-    A subclass keeps its settings in public attributes, which are pickled, and what is alive in private ones, which
-    :meth:`_reset` sets to what they are before it is opened.
+    A subclass keeps its settings in public attributes, which are pickled, and its processes and connections in private
+    ones, which :meth:`_reset` sets to their values before opening.
 
     Example::
 
@@ -168,11 +168,6 @@ class Sandbox(ABC):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def decode(data: bytes) -> str:
-    """Text of a snippet's output: what is no UTF-8 is replaced."""
-    return data.decode("utf-8", "replace")
 
 
 def join_error(stderr: str, reason: str) -> str:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
 import time
 from collections.abc import Sequence
 
 from typing_extensions import override
 
 from spear_lightning.sandbox import jail
-from spear_lightning.sandbox.base import Execution, SandboxLimits, Session, decode, join_error
+from spear_lightning.sandbox.base import Execution, SandboxLimits, Session, join_error
 from spear_lightning.sandbox.inside.wire import MAX_CODE_BYTES, Action, Outcome, Reply, Request
 from spear_lightning.sandbox.selftest import TestedSandbox
 from spear_lightning.sandbox.zygote_process import ZygoteLostError, ZygoteProcess
@@ -80,7 +79,7 @@ class BubblewrapSandbox(TestedSandbox):
         with self._lock:
             process, self._process = self._process, None
             self._sessions.clear()
-            if process is not None and process.owner == os.getpid():
+            if process is not None:
                 process.close()
 
     @override
@@ -103,7 +102,7 @@ class BubblewrapSandbox(TestedSandbox):
             process = self._ready()
             if session and session not in self._sessions:
                 self._sessions.add(session)
-                self._set_group_limits()
+                self._limit_group(process)
             action = Action.RUN_IN_SESSION if session else Action.RUN
             try:
                 reply = process.ask(Request(action, session, wall, encoded), wall)
@@ -116,13 +115,11 @@ class BubblewrapSandbox(TestedSandbox):
     def end_session(self, session: int) -> None:
         """Forget a session."""
         with self._lock:
-            if session not in self._sessions:
-                return
-            self._sessions.discard(session)
-            if self._process is not None and self._process.owner == os.getpid():
+            if self._process is not None and self.has_session(session):
                 with contextlib.suppress(ZygoteLostError):
                     self._process.ask(Request(Action.END_SESSION, session), 1.0)
-                self._set_group_limits()
+                self._sessions.discard(session)
+                self._limit_group(self._process)
 
     def has_session(self, session: int) -> bool:
         """Whether a session has begun in the zygote that runs now."""
@@ -133,7 +130,7 @@ class BubblewrapSandbox(TestedSandbox):
     def controllers(self) -> tuple[str, ...]:
         """What control groups limit here, of ``pids`` and ``memory``."""
         with self._lock:
-            return self._ready().group.controllers
+            return tuple(self._ready().group.files)
 
     @override
     def _start(self) -> None:
@@ -141,12 +138,8 @@ class BubblewrapSandbox(TestedSandbox):
 
     def _ready(self) -> ZygoteProcess:
         process = self._process
-        if process is not None and process.owner != os.getpid():
-            process = None  # this process is a fork: the zygote and its pipes are the parent's
         if process is None or not process.alive():
-            if process is not None:
-                process.close()
-            self._sessions.clear()
+            self.close()
             settings = {
                 "memory": self.limits.memory_mb * _MIB,
                 "cpu": self.limits.cpu,
@@ -160,17 +153,16 @@ class BubblewrapSandbox(TestedSandbox):
                 "first_user": jail.first_user(),
             }
             self._process = process = ZygoteProcess(jail.command(json.dumps(settings), self.packages, self.executable))
-            self._set_group_limits()
+            self._limit_group(process)
         return process
 
-    def _set_group_limits(self) -> None:
-        if self._process is not None:
-            cells = 1 + len(self._sessions)
-            memory = self.limits.memory_mb + self.limits.disk_mb
-            self._process.limit(cells * self.limits.processes, cells * memory * _MIB)
+    def _limit_group(self, process: ZygoteProcess) -> None:
+        cells = 1 + len(self._sessions)
+        memory = self.limits.memory_mb + self.limits.disk_mb
+        process.limit(cells * self.limits.processes, cells * memory * _MIB)
 
     def _execution(self, reply: Reply, wall: float, seconds: float, in_session: bool) -> Execution:
-        stdout, stderr = decode(reply.stdout), decode(reply.stderr)
+        stdout, stderr = (data.decode("utf-8", "replace") for data in (reply.stdout, reply.stderr))
         reason = {
             Outcome.EXITED: "" if stderr or not reply.value else f"exit code {reply.value}",
             Outcome.SIGNALLED: f"killed by signal {reply.value}" + (" (out of memory?)" if reply.value == 9 else ""),

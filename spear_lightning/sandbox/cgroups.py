@@ -23,11 +23,11 @@ class ControlGroup:
         name: of the group, unique on this machine; begins with the id of this process.
 
     Attributes:
-        controllers: what can be limited here, of ``pids`` and ``memory``; may be empty.
+        files: where each limit is written, by controller: ``pids``, ``memory``, both or neither.
     """
 
     def __init__(self, name: str) -> None:
-        self._folders: dict[str, tuple[Path, str]] = {}
+        self.files: dict[str, Path] = {}
         for controller, (folder, version) in _places().items():
             with contextlib.suppress(OSError):
                 _sweep(folder)
@@ -35,14 +35,9 @@ class ControlGroup:
                 own.mkdir(exist_ok=True)
                 file = _LIMIT_FILES[controller][version - 1]
                 if os.access(own / file, os.W_OK) and os.access(own / "cgroup.procs", os.W_OK):
-                    self._folders[controller] = (own, file)
+                    self.files[controller] = own / file
                 else:
                     own.rmdir()
-
-    @property
-    def controllers(self) -> tuple[str, ...]:
-        """What this group limits."""
-        return tuple(self._folders)
 
     def limit(self, processes: int, memory: int) -> None:
         """Set the limits, for what runs already too.
@@ -52,14 +47,13 @@ class ControlGroup:
             memory: bytes, files in memory included.
         """
         for controller, value in (("pids", processes), ("memory", memory)):
-            if controller in self._folders:
-                folder, file = self._folders[controller]
+            if controller in self.files:
                 with contextlib.suppress(OSError):  # memory cannot be set below what is in use: the old limit holds
-                    (folder / file).write_text(str(value))
+                    self.files[controller].write_text(str(value))
 
     def launcher(self, command: list[str]) -> list[str]:
         """A command that enters the group and becomes ``command``: before anything of it runs, so nothing escapes."""
-        files = sorted({str(folder / "cgroup.procs") for folder, _ in self._folders.values()})
+        files = sorted({str(file.with_name("cgroup.procs")) for file in self.files.values()})
         if not files:
             return command
         script = f'for i in {" ".join(["_"] * len(files))}; do echo 0 > "$1" || exit 70; shift; done; exec "$@"'
@@ -68,16 +62,13 @@ class ControlGroup:
     def remove(self) -> None:
         """Remove the group once its last process is gone, which takes a moment after a kill."""
         end = time.monotonic() + _REMOVE_SECONDS
-        for folder, _ in self._folders.values():
-            while not _removed(folder) and time.monotonic() < end:
+        for folder in {file.parent for file in self.files.values()}:
+            while folder.exists() and time.monotonic() < end:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+                    break
                 time.sleep(0.01)
-        self._folders.clear()
-
-
-def _removed(folder: Path) -> bool:
-    with contextlib.suppress(OSError):
-        folder.rmdir()
-    return not folder.exists()
+        self.files.clear()
 
 
 def _sweep(folder: Path) -> None:

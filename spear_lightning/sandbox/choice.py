@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from typing_extensions import override
+
 from spear_lightning.sandbox.base import INSTALL_HINT, Execution, Sandbox, SandboxError, SandboxLimits, Session
 from spear_lightning.sandbox.bubblewrap import BubblewrapSandbox
 from spear_lightning.sandbox.monty import MontySandbox
@@ -23,6 +25,7 @@ class AutoSandbox(Sandbox):
     Opening it raises :class:`SandboxError` where none works; there is no fallback to an uncontained process.
     """
 
+    @override
     def _reset(self) -> None:
         super()._reset()
         self._chosen: Sandbox | None = None
@@ -35,40 +38,37 @@ class AutoSandbox(Sandbox):
             SandboxError: none works here.
         """
         with self._lock:
-            if self._chosen is None:
-                self._chosen = self._choose()
-            return self._chosen
+            if self._chosen is not None:
+                return self._chosen
+            problems = []
+            for sandbox in (BubblewrapSandbox(self.limits), MontySandbox(self.limits)):
+                try:
+                    sandbox.open()
+                except SandboxError as error:
+                    problems.append(str(error))
+                    continue
+                if problems:
+                    logger.warning("Model code runs in %s, because: %s", type(sandbox).__name__, "; ".join(problems))
+                self._chosen = sandbox
+                return sandbox
+            raise SandboxError(
+                f"no sandbox works here, and model code is not run without one ({'; '.join(problems)}). "
+                f"Install one: {INSTALL_HINT}"
+            )
 
-    def _choose(self) -> Sandbox:
-        candidates: tuple[Callable[[SandboxLimits], Sandbox], ...] = (BubblewrapSandbox, MontySandbox)
-        problems = []
-        for make in candidates:
-            sandbox = make(self.limits)
-            try:
-                sandbox.open()
-            except SandboxError as error:
-                problems.append(str(error))
-                continue
-            if problems:
-                logger.warning("Model code runs in %s, because: %s", type(sandbox).__name__, "; ".join(problems))
-            return sandbox
-        raise SandboxError(
-            f"no sandbox works here, and model code is not run without one ({'; '.join(problems)}). "
-            f"Install one: {INSTALL_HINT}"
-        )
-
+    @override
     def open(self) -> None:
-        """Choose, the first time, and open what was chosen."""
         self.chosen.open()
 
+    @override
     def run(self, code: str) -> Execution:
-        """Run a snippet in the sandbox that was chosen."""
         return self.chosen.run(code)
 
+    @override
     def session(self) -> Session:
-        """Begin a session in the sandbox that was chosen."""
         return self.chosen.session()
 
+    @override
     def close(self) -> None:
         """End the sandbox that was chosen; the next call opens the same again."""
         with self._lock:

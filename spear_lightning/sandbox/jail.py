@@ -15,6 +15,15 @@ from spear_lightning.sandbox.base import INSTALL_HINT, SandboxError
 OWN_PATH = "/opt/zygote"
 _PACKAGES = "/opt/packages"
 _PYTHON = "/opt/python"
+_ENVIRONMENT = {
+    **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
+    "PATH": "/usr/bin",
+    "HOME": "/tmp",
+    "LANG": "C.UTF-8",
+    "PYTHONPATH": f"{OWN_PATH}:{_PACKAGES}",
+    "PYTHONHASHSEED": "0",  # sets are in the same order in every call
+    "LD_LIBRARY_PATH": f"{_PYTHON}/lib",
+}
 _INSIDE = Path(__file__).with_name("inside")
 _MAIN = "import sys; from inside.zygote import main; main(sys.argv[1:])"
 _FIRST_USER = 1 << 31  # from here on no convention gives user ids to anybody
@@ -64,31 +73,20 @@ def command(settings: str, packages: Iterable[str], executable: str | None = Non
             arguments += ["--cap-add", capability]
     else:
         arguments.append("--unshare-user")
-    for name, value in _environment().items():
+    for name, value in _ENVIRONMENT.items():
         arguments += ["--setenv", name, value]
     for folder in ("/usr", "/usr/share", "/etc", "/dev", "/opt", OWN_PATH, _PACKAGES, _PYTHON, "/tmp"):
         arguments += ["--dir", folder]  # bubblewrap makes those that are not named for its own user alone
-    arguments += _system_files()
-    arguments += python
-    arguments += _devices()
+    arguments += [*_system_files(), *python]
+    for name in ("null", "zero", "random", "urandom"):
+        arguments += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
+    # Named semaphores and shared memory are files under /dev/shm: they go where the size is limited.
+    arguments += ["--symlink", "/tmp", "/dev/shm"]
     arguments += ["--ro-bind", str(_INSIDE), f"{OWN_PATH}/inside"]
     for name in packages:
         arguments += _package(name)
     arguments += ["--chdir", "/", "--remount-ro", "/"]
     return [*arguments, "--", interpreter, "-s", "-B", "-c", _MAIN, settings]
-
-
-def _environment() -> dict[str, str]:
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    return {
-        **threads,
-        "PATH": "/usr/bin",
-        "HOME": "/tmp",
-        "LANG": "C.UTF-8",
-        "PYTHONPATH": f"{OWN_PATH}:{_PACKAGES}",
-        "PYTHONHASHSEED": "0",  # sets are in the same order in every call
-        "LD_LIBRARY_PATH": f"{_PYTHON}/lib",
-    }
 
 
 def _system_files() -> list[str]:
@@ -115,14 +113,6 @@ def _python() -> tuple[list[str], str]:
     interpreter, packages = f"{_PYTHON}/bin/{version}", f"{_PYTHON}/lib/{version}/site-packages"
     arguments = ["--ro-bind", f"{base}/bin/{version}", interpreter, "--ro-bind", f"{base}/lib", f"{_PYTHON}/lib"]
     return [*arguments, "--tmpfs", packages, "--remount-ro", packages], interpreter
-
-
-def _devices() -> list[str]:
-    arguments = []
-    for name in ("null", "zero", "random", "urandom"):
-        arguments += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
-    # Named semaphores and shared memory are files under /dev/shm: they go where the size is limited.
-    return [*arguments, "--symlink", "/tmp", "/dev/shm"]
 
 
 def _package(name: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from typing import Any
@@ -95,15 +96,15 @@ class MontySession(Session):
 
     def __init__(self, sandbox: MontySandbox) -> None:
         self._sandbox = sandbox
-        self._checkout: Any = None
+        self._checkout = contextlib.ExitStack()
         self._interpreter: Any = None
 
     @override
     def run(self, code: str) -> Execution:
         if self._interpreter is None:
             self._sandbox.open()
-            self._checkout = self._sandbox.checkout(self._sandbox.limits.wall_seconds)
-            self._interpreter = self._checkout.__enter__()
+            interpreter = self._sandbox.checkout(self._sandbox.limits.wall_seconds)
+            self._interpreter = self._checkout.enter_context(interpreter)
         result, usable = feed(self._interpreter, code, self._sandbox.limits.output_bytes)
         if usable:
             return result
@@ -113,9 +114,8 @@ class MontySession(Session):
 
     @override
     def close(self) -> None:
-        checkout, self._checkout, self._interpreter = self._checkout, None, None
-        if checkout is not None:
-            checkout.__exit__(None, None, None)
+        self._interpreter = None
+        self._checkout.close()
 
 
 def feed(interpreter: Any, code: str, output_bytes: int) -> tuple[Execution, bool]:
@@ -147,8 +147,5 @@ def feed(interpreter: Any, code: str, output_bytes: int) -> tuple[Execution, boo
         usable = not isinstance(raised.exception(), (TimeoutError, MemoryError))
     except MontyError as raised:
         error = f"{type(raised).__name__}: {raised}"
-    parts: dict[str, str] = {"stdout": "", "stderr": ""}
-    for stream, text in output.output:
-        parts[stream] += text
-    seconds = time.monotonic() - started
-    return Execution(parts["stdout"], error, parts["stderr"], seconds), usable
+    stdout, stderr = ("".join(text for at, text in output.output if at == name) for name in ("stdout", "stderr"))
+    return Execution(stdout, error, stderr, time.monotonic() - started), usable

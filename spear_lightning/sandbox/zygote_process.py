@@ -1,4 +1,4 @@
-"""The host's end of a zygote: starting it, asking it with a deadline of the host's own, ending it for certain."""
+"""The host's side of a zygote: start it, send it requests with a deadline, kill it."""
 
 from __future__ import annotations
 
@@ -54,11 +54,12 @@ class ZygoteProcess:
             start_new_session=True,  # Ctrl-C is this process' to handle
         )
         self._finalizer = weakref.finalize(self, _end, self._process, self.group, self.owner)
-        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
-            assert pipe is not None
-            os.set_blocking(pipe.fileno(), False)
+        pipes = (self._process.stdin, self._process.stdout, self._process.stderr)
+        self._stdin, self._stdout, self._stderr = (pipe.fileno() for pipe in pipes if pipe is not None)
+        for descriptor in (self._stdin, self._stdout, self._stderr):
+            os.set_blocking(descriptor, False)
         try:
-            ready = self._receive(bytearray(), time.monotonic() + _START_SECONDS)
+            ready = self._receive(time.monotonic() + _START_SECONDS)
         except ZygoteLostError as error:
             said = self._said()
             self.close()
@@ -68,8 +69,8 @@ class ZygoteProcess:
             raise SandboxError("the sandbox does not start: it speaks another protocol")
 
     def alive(self) -> bool:
-        """Whether it still runs."""
-        return self._process.poll() is None
+        """Whether it still runs, and is this process' own: a fork has its parent's pipes, but not its zygote."""
+        return self.owner == os.getpid() and self._process.poll() is None
 
     def limit(self, processes: int, memory: int) -> None:
         """Set what all calls together may use where control groups can be used: processes, and bytes of memory."""
@@ -88,36 +89,28 @@ class ZygoteProcess:
         deadline = time.monotonic() + wall + _GRACE_SECONDS
         try:
             self._send(pack_request(request), deadline)
-            return self._receive(bytearray(), deadline)
+            return self._receive(deadline)
         except ValueError as error:
             raise ZygoteLostError(f"it answered nonsense ({error})") from error
 
     def close(self) -> None:
-        """Kill it with all that runs inside, and wait for it."""
+        """Kill it and everything inside, and wait for its end."""
         self._finalizer()
 
     def _send(self, data: bytes, deadline: float) -> None:
-        assert self._process.stdin is not None
         view = memoryview(data)
-        descriptor = self._process.stdin.fileno()
         while view:
-            self._wait(descriptor, select.POLLOUT, deadline)
+            self._wait(self._stdin, select.POLLOUT, deadline)
             try:
-                view = view[os.write(descriptor, view) :]
-            except BlockingIOError:
-                continue
+                view = view[os.write(self._stdin, view) :]
             except OSError as error:
                 raise ZygoteLostError(self._cause()) from error
 
-    def _receive(self, data: bytearray, deadline: float) -> Reply:
-        assert self._process.stdout is not None
-        descriptor = self._process.stdout.fileno()
+    def _receive(self, deadline: float) -> Reply:
+        data = bytearray()
         while (reply := unpack_reply(data)) is None:
-            self._wait(descriptor, select.POLLIN, deadline)
-            try:
-                piece = os.read(descriptor, 1 << 20)
-            except BlockingIOError:
-                continue
+            self._wait(self._stdout, select.POLLIN, deadline)
+            piece = os.read(self._stdout, 1 << 20)
             data += piece
             if not piece or len(data) > _MAX_REPLY:
                 raise ZygoteLostError(self._cause())
@@ -137,10 +130,9 @@ class ZygoteProcess:
         return "it closed its pipe"
 
     def _said(self) -> str:
-        """The last lines of its standard error, for people."""
-        assert self._process.stderr is not None
+        """The last lines of its standard error, for an error message."""
         with contextlib.suppress(OSError):
-            text = (os.read(self._process.stderr.fileno(), 1 << 16) or b"").decode("utf-8", "replace")
+            text = os.read(self._stderr, 1 << 16).decode("utf-8", "replace")
             return " ".join(text.strip().splitlines()[-3:])
         return ""
 

@@ -34,10 +34,10 @@ class StatusError(RuntimeError):
 
 
 class JSONClient:
-    """Sends and receives JSON over connections that are kept; may be used by many threads.
+    """Sends and receives JSON over persistent connections; thread-safe.
 
     Args:
-        seconds: without a byte after which there is no answer.
+        seconds: timeout of connecting, and of each wait for further bytes.
         headers: of every request.
     """
 
@@ -113,14 +113,14 @@ def retry(attempts: int, pause: float) -> Retrying:
 
 
 def _is_temporary(error: BaseException) -> bool:
-    """Whether the service may answer later: it is away, overloaded or broken, and does not refuse the request."""
+    """Whether a retry may succeed: no answer, or a status that says overloaded or broken, not refused."""
     if isinstance(error, StatusError):
         return error.status == 429 or error.status >= 500
     return isinstance(error, NoAnswerError)
 
 
 def _read(response: httpx.Response, limit: int) -> bytes:
-    """The first bytes of an answer."""
+    """The first ``limit`` bytes of an answer."""
     content = bytearray()
     for part in response.iter_bytes():
         content += part

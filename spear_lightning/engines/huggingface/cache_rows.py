@@ -92,8 +92,7 @@ class SessionRows:
             block = self.evict(block, columns, sessions)
         joined = range(block.start, block.stop + len(sessions))
         new = range(block.stop, joined.stop)
-        while len(self._rows) < joined.stop:
-            self._rows.append(None)
+        self._rows += [None] * (joined.stop - len(self._rows))
         taken = {session.row for session in sessions}
         coming = [session for session in sessions if session.row not in new]
         for row, session in zip((row for row in new if row not in taken), coming, strict=True):
@@ -118,7 +117,7 @@ class SessionRows:
         return max(rows, key=lambda row: (counts[row], -row), default=0)
 
     def _place(self, session: Session, row: int, batch: range) -> None:
-        """Move a session to a row of its batch; its occupant moves out of the way."""
+        """Move a session to a row of its batch, in exchange with the row's occupant."""
         occupant = self._rows[row]
         if session.row < 0:
             free = (at for at, other in enumerate(self._rows) if other is None and at not in batch)
@@ -130,11 +129,11 @@ class SessionRows:
     # --- memory --------------------------------------------------------------------------------------------------
 
     def reserve(self, columns: int) -> None:
-        """Make room for so many columns in every row, which must fit (:meth:`fits`)."""
+        """Allocate at least this many columns in every row, which must fit (:meth:`fits`)."""
         self.cache.reserve(len(self._rows), columns)
 
     def fits(self, columns: int, rows: int | None = None) -> bool:
-        """Whether so many rows (by default those there are) fit into the cache when they have so many columns."""
+        """Whether ``rows`` rows (by default the present ones) of ``columns`` columns fit into the capacity."""
         capacity = self.cache.capacity
         count = len(self._rows) if rows is None else rows
         return capacity is None or count * max(columns, self.cache.columns) <= capacity

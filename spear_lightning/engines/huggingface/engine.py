@@ -132,8 +132,7 @@ class HuggingFaceEngine(RolloutEngine):
             raise RuntimeError("HuggingFaceEngine.generate was called before sync: it has no policy yet")
         positions = getattr(self._model.policy.causal_lm.config.get_text_config(), "max_position_embeddings", None)
         longest = min((limit for limit in (self.max_length, positions) if limit), default=2**31)
-        settings = (longest, self.max_batch, self.keep_cache, self.share_prompts)
-        return HuggingFaceStream(self._model, self._rows, *settings)
+        return HuggingFaceStream(self._model, self._rows, longest, self.max_batch, self.keep_cache, self.share_prompts)
 
     @override
     def end(self, session: str) -> None:

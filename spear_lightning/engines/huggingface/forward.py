@@ -20,9 +20,6 @@ from spear_lightning.policy.policy import Policy
 PREFILL_TOKENS = 16_384
 """Tokens of a pass over prompts at most."""
 
-# Few enough for a CPU's caches to hold intermediate results.
-_PREFILL_TOKENS_ON = {"cpu": 2048}
-
 
 class CachedForward:
     """The policy's model, fed with the new tokens of each row.
@@ -41,9 +38,8 @@ class CachedForward:
         self.policy = policy
         self.version = 0
         self._masks = AttentionMasks(policy.causal_lm)
-        self._weights = tuple(policy.parameters())
         self._llama = LlamaForward(policy) if LlamaForward.fits(policy) else None
-        self._written = self._count_writes()
+        self.refresh()
 
     @property
     def device(self) -> torch.device:
@@ -90,7 +86,8 @@ class CachedForward:
         device = self.device
         new = [len(job.prompt) - job.known for job in jobs]
         logits: Tensor | None = None
-        for group in similar_lengths(new, most_tokens=_PREFILL_TOKENS_ON.get(device.type, PREFILL_TOKENS)):
+        # On a CPU few enough for its caches to hold intermediate results.
+        for group in similar_lengths(new, most_tokens=2048 if device.type == "cpu" else PREFILL_TOKENS):
             chosen = [jobs[number] for number in group]
             tokens = max(new[number] for number in group)
             ids = np.zeros((len(group), tokens), np.int64)

@@ -52,11 +52,6 @@ class Job:
         """Nothing more is drawn."""
         return self.stopped or len(self.tokens) >= self.limit
 
-    @property
-    def kept(self) -> Ids:
-        """Token ids whose keys and values stand in its row when it is done."""
-        return np.concatenate([self.prompt, np.array(self.tokens[:-1], np.int32)])
-
     def append(self, token: int, logp: float, entropy: float) -> None:
         """Append a token."""
         self.tokens.append(token)

@@ -38,10 +38,10 @@ class KeyValueRows(Cache):
         self.open(slice(0, 0), torch.zeros(0, 0, dtype=torch.long), 0)
 
     def reserve(self, rows: int, columns: int) -> None:
-        """Make room for at least so many rows and columns; contents stay.
+        """Grow to at least this many rows and columns; contents stay.
 
         Raises:
-            ValueError: that is more than the capacity (who calls makes room first, :meth:`resize`).
+            ValueError: that is more than the capacity (the caller makes room first, by :meth:`resize`).
         """
         if rows <= self.rows and columns <= self.columns:
             return
@@ -54,7 +54,7 @@ class KeyValueRows(Cache):
         self.resize(rows, wanted)
 
     def resize(self, rows: int, columns: int) -> None:
-        """Have exactly so many rows and columns; the contents that fit into both shapes stay.
+        """Resize to exactly this many rows and columns; the contents that fit into both shapes stay.
 
         Raises:
             ValueError: that is more than the capacity.
@@ -117,7 +117,7 @@ class KeyValueRows(Cache):
             buffer[targets, :, :width] = buffer[sources, :, :width]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Columns that came before the announced forward pass, as far as one number can say."""
+        """0: rows have lengths of their own, which one number cannot say; masks and positions are passed instead."""
         return 0
 
     def _allocate(self, like: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ class KeyValueRows(Cache):
         return self._shaped(like.new_zeros(self.capacity * heads * size), heads, size)
 
     def _shaped(self, memory: Tensor, heads: int, size: int) -> Tensor:
-        """The rows and columns of now in the memory that a tensor stands in."""
+        """A view of a tensor's memory with the current numbers of rows and columns."""
         shape = (self.rows, heads, self.columns, size)
         return memory.new_empty(0).set_(memory.untyped_storage(), 0, shape)  # type: ignore[call-overload, no-any-return]
 

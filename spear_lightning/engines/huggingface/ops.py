@@ -67,8 +67,6 @@ class Attention:
         scale: of the scores.
     """
 
-    __slots__ = ("_mask", "_products", "_scale", "_widths")
-
     def __init__(self, mask: Tensor, positions: Tensor, heads: int, scale: float) -> None:
         rows, _, tokens, columns = mask.shape
         self._products = tokens == 1 and mask.is_cpu
@@ -213,15 +211,13 @@ class FusedLinear:
     def __init__(self, *modules: Any) -> None:
         self._modules = modules
         self._layers = [linear_of(module) for module in modules]
-        self._weight: Tensor | None = None
-        self._bias: Tensor | None = None
-        self._sizes: list[int] = []
         self.refresh()
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Take over the weights as they are now."""
-        self._weight = self._bias = None
+        self._weight: Tensor | None = None
+        self._bias: Tensor | None = None
         modules = self._modules
         plain = all(type(m) is nn.Linear and m.weight.is_cpu and m.weight.dtype == torch.float32 for m in modules)
         if plain and sum(m.weight.numel() for m in modules) < LARGE_WEIGHT:

@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import override
@@ -95,7 +96,7 @@ class HuggingFaceStream(CompletionStream):
         self._active, self._logits, self._sampler = [], None, None
 
     def _advance(self, steps: float) -> dict[str, Completion]:
-        """Draw so many tokens for each request; the completions that are finished, by session."""
+        """Draw up to ``steps`` tokens for each request; the finished completions by session."""
         completed, self._completed = self._completed, {}
         if self._waiting or self._active:
             self._model.check_weights()
@@ -112,33 +113,34 @@ class HuggingFaceStream(CompletionStream):
         return completed
 
     def _step(self) -> list[Job]:
-        """Draw one token for each request; those that are done with it."""
+        """Draw one token for each request; the requests that this finishes."""
         if self._waiting:
             self._join_waiting()
         assert self._logits is not None
         assert self._sampler is not None
         device = self._model.device
-        before = [job for job in self._active if not job.done]
         steps = torch.tensor([len(job.tokens) for job in self._active], device=device)
         draw = self._sampler.draw(self._logits, steps)
         # One transfer; float64 holds token ids and float32 numbers exactly.
         drawn = torch.stack([part.double() for part in draw]).tolist()
+        finished = []
         for job, token, logp, entropy in zip(self._active, *drawn, strict=True):
-            if not job.done:
-                job.append(int(token), logp, entropy)
-        finished = [job for job in before if job.done]
-        for job in finished:
-            if self._keep:
-                job.session.ids = job.kept
-            else:
-                self._rows.end(job.session.name)
-        going = len(before) - len(finished)
+            if job.done:
+                continue
+            job.append(int(token), logp, entropy)
+            if job.done:
+                finished.append(job)
+                if self._keep:  # the last token was not fed
+                    job.session.ids = np.concatenate([job.prompt, np.array(job.tokens[:-1], np.int32)])
+                else:
+                    self._rows.end(job.session.name)
+        going = sum(not job.done for job in self._active)
         tokens = draw.tokens
         if not going:
             self._active, self._logits, self._sampler = [], None, None
             return finished
         if 2 * going <= len(self._active):
-            tokens = self._gather(draw.tokens)
+            tokens = self._gather(tokens)
         columns = max(job.length for job in self._active)
         if not self._rows.fits(columns):
             tokens = self._gather(tokens)
@@ -166,8 +168,7 @@ class HuggingFaceStream(CompletionStream):
         for job in (*self._active, *joining):
             job.session = self._rows.session(job.request.session)
         plan = plan_prefill(joining, self._share)
-        columns = max(len(job.prompt) + 1 for job in joining)
-        columns = max([columns, *(job.length for job in self._active)])
+        columns = max([*(len(job.prompt) + 1 for job in joining), *(job.length for job in self._active)])
         block = self._rows.allocate([job.session for job in joining], self._block(), columns)
         self._first = block.start
         self._rows.reserve(columns)

@@ -93,7 +93,7 @@ def join(backend: str, store: Any, rank: int, size: int, seconds: float) -> Any:
         store: that its members meet at.
         rank: 0 is the trainer.
         size: number of members.
-        seconds: after which a member that does not answer has failed.
+        seconds: timeout of a collective operation.
     """
     if backend == "gloo":
         return dist.ProcessGroupGloo(store, rank, size, timedelta(seconds=seconds))

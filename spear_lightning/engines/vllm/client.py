@@ -16,7 +16,7 @@ START = (
 """How a server is started."""
 
 
-class UnreachableError(ConnectionError):
+class UnreachableError(NoAnswerError):
     """A server does not answer, or cannot at present: it may be asked again."""
 
 
@@ -80,7 +80,7 @@ class VLLMServer:
         return True
 
     def wait(self, seconds: float) -> bool:
-        """Wait until it is healthy, at most so long; whether it is."""
+        """Wait up to ``seconds`` until it is healthy; whether it is."""
         until, pause = time.monotonic() + seconds, 0.05
         while not self.healthy():
             if time.monotonic() + pause > until:
@@ -90,11 +90,11 @@ class VLLMServer:
         return True
 
     def context_window(self) -> int:
-        """Of the served model, in tokens."""
+        """The served model's context window in tokens."""
         return int(self._request("/v1/models")["data"][0]["max_model_len"])
 
     def tokenize(self, text: str) -> list[int] | None:
-        """Ids of a text by the server's tokenizer; ``None`` if it has none."""
+        """Encode a text with the server's tokenizer; ``None`` if it has none."""
         try:
             found = self._request("/tokenize", {"prompt": text, "add_special_tokens": False})
         except RefusedError:
@@ -131,11 +131,11 @@ class VLLMServer:
         return str(self._request("/weight_info")["weight_version"])
 
     def pause(self) -> None:
-        """Abort all generation, and start none."""
+        """Abort running requests, and start none until :meth:`resume`."""
         self._request("/pause?mode=abort", {})
 
     def resume(self) -> None:
-        """Generate again."""
+        """Start requests again."""
         self._request("/resume", {})
 
     def finish_sync(self, label: str) -> None:
@@ -157,7 +157,7 @@ class VLLMServer:
         self._request("/sleep?level=2", {})
 
     def wake(self, part: str) -> None:
-        """Take back the memory of ``"weights"`` or of the ``"kv_cache"``."""
+        """Allocate the memory of ``"weights"`` or of the ``"kv_cache"`` again."""
         self._request(f"/wake_up?tags={part}", {})
 
     # --- generation ----------------------------------------------------------------------------------------------

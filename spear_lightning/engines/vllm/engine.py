@@ -117,12 +117,9 @@ class VLLMEngine(RolloutEngine):
         check_requests(requests, self._policy.causal_lm.get_input_embeddings().num_embeddings)
         longest = int(self._vllm.llm_engine.model_config.max_model_len)
         fields = sampling_fields(requests, longest)
-        samplings = [SamplingParams(**values) for values in fields if values]
-        prompts = [
-            {"prompt_token_ids": request.prompt_ids.tolist()}
-            for request, values in zip(requests, fields, strict=True)
-            if values
-        ]
+        asked = [(request, values) for request, values in zip(requests, fields, strict=True) if values]
+        prompts = [{"prompt_token_ids": request.prompt_ids.tolist()} for request, _ in asked]
+        samplings = [SamplingParams(**values) for _, values in asked]
         answers = iter(self._vllm.generate(prompts, samplings, use_tqdm=False) if prompts else ())
         return [
             self._completion(request, next(answers).outputs[0]) if values else empty_completion(self._version)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from spear_lightning.engines.base import Completion, Request
+from spear_lightning.utils.http import NoAnswerError
 
 LOGPROBS_MODE = "processed_logprobs"
 """vLLM's name for log-probabilities at the sampling temperature (its default is those at temperature 1)."""
@@ -16,8 +17,8 @@ LEAST_TEMPERATURE = 0.01
 """vLLM raises lower temperatures to this one."""
 
 
-class StaleWeightsError(RuntimeError):
-    """Other weights than the current ones have generated a completion."""
+class StaleWeightsError(NoAnswerError):
+    """Other weights than the current ones have generated a completion: it may be asked for again."""
 
 
 def sampling_fields(requests: Sequence[Request], longest: int) -> list[dict[str, Any] | None]:

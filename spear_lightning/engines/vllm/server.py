@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 from typing_extensions import override
 
 from spear_lightning.distributed.collectives import gather, rank
@@ -23,6 +22,7 @@ from spear_lightning.engines.vllm.requests import StaleWeightsError, completion_
 from spear_lightning.engines.vllm.routing import StickySessions
 from spear_lightning.engines.vllm.transport import Broadcast, SharedFolder, WeightTransport
 from spear_lightning.policy.policy import Policy
+from spear_lightning.utils.http import retry
 from spear_lightning.utils.ranges import Above0, AtLeast0, NotNegative, Positive, in_range
 
 _PROBE_TOKENS = 64
@@ -178,16 +178,10 @@ class VLLMServerEngine(RolloutEngine):
     def _complete(self, request: Request, fields: dict[str, Any] | None) -> Completion:
         if fields is None:
             return empty_completion(self._version)
-        temporary, attempts = (UnreachableError, StaleWeightsError), self.retries + 1
-        retrying = Retrying(
-            stop=stop_after_attempt(attempts),
-            wait=wait_exponential(multiplier=0.05, max=5),
-            retry=retry_if_exception_type(temporary),
-            reraise=True,
-        )
+        attempts = self.retries + 1
         try:
-            return retrying(self._attempt, request, fields)
-        except temporary as error:
+            return retry(attempts, pause=0.05)(self._attempt, request, fields)
+        except (UnreachableError, StaleWeightsError) as error:
             raise RuntimeError(
                 f"session {request.session} has no completion after {attempts} attempts: {error}"
             ) from error
@@ -215,11 +209,9 @@ class VLLMServerEngine(RolloutEngine):
         with server.lock:
             if server.address in self._sessions.lost:
                 return
-            try:
+            with contextlib.suppress(UnreachableError):
                 if server.healthy() and server.version() == self._label:
                     return
-            except UnreachableError:
-                pass
             if not self._send_within(server, self.restart_seconds):
                 self._give_up(server)
 
@@ -234,7 +226,7 @@ class VLLMServerEngine(RolloutEngine):
                 self._give_up(server)
 
     def _send_within(self, server: VLLMServer, seconds: float) -> bool:
-        """Whether the server is reachable within so many seconds and has the current weights now."""
+        """Send the current weights as soon as the server is reachable, within ``seconds``; whether that succeeded."""
         until = time.monotonic() + seconds
         while server.wait(max(0.0, until - time.monotonic())):
             with contextlib.suppress(UnreachableError):  # it died on the way

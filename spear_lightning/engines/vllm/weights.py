@@ -27,9 +27,8 @@ class PolicyWeights:
     def __init__(self, policy: Policy, dtype: str | None = None) -> None:
         self._dtype: torch.dtype | None = None if dtype is None else getattr(torch, dtype)
         model = policy.causal_lm
-        modules = ((f"{name}.weight", module) for name, module in model.named_modules())
         self._adapted: dict[str, Any] = {
-            name: module for name, module in modules if hasattr(module, "get_delta_weight")
+            f"{name}.weight": module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")
         }
         own = {
             name.replace(".base_layer.", "."): parameter.detach()
@@ -43,7 +42,10 @@ class PolicyWeights:
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         """Names and tensors, on the policy's device."""
         for name, tensor in self._tensors.items():
-            yield name, self._whole(name, tensor)
+            if name in self._adapted:
+                module = self._adapted[name]
+                tensor = tensor + sum(module.get_delta_weight(adapter) for adapter in module.active_adapters)
+            yield name, tensor.to(self._dtype_of(tensor))
 
     def describe(self) -> list[Weight]:
         """Name, type and shape of each tensor, in the order of :meth:`__iter__`."""
@@ -54,9 +56,3 @@ class PolicyWeights:
 
     def _dtype_of(self, tensor: Tensor) -> torch.dtype:
         return self._dtype if self._dtype and tensor.is_floating_point() else tensor.dtype
-
-    def _whole(self, name: str, tensor: Tensor) -> Tensor:
-        if name in self._adapted:
-            module = self._adapted[name]
-            tensor = tensor + sum(module.get_delta_weight(adapter) for adapter in module.active_adapters)
-        return tensor.to(self._dtype_of(tensor))

@@ -1,4 +1,4 @@
-"""The process that a snippet runs in: a fork of the zygote that gives everything up before it runs a line of it.
+"""The process that runs a snippet: a fork of the zygote that drops all privileges before it runs the first line.
 
 It is process 1 of a pid namespace of its own: it sees no other process, and when it ends, the kernel ends all that it
 started.
@@ -21,7 +21,6 @@ from typing import NoReturn
 from . import kernel
 from .wire import read_all, write_all
 
-_DONE, _RAISED = b"\0", b"\1"
 _NOBODY_GROUP = 65534
 _OPEN_FILES = 128
 _INODES = 4096
@@ -36,22 +35,28 @@ class Rules:
     Attributes:
         memory: bytes of address space on top of what the zygote uses, per process.
         cpu: CPU-seconds per process.
+        session_cpu: the same in a session.
         processes: processes and threads.
         disk: bytes of ``/tmp``.
-        seccomp: the system call filter.
+        output: bytes of output, both streams together.
         privileged: whether the zygote is the host's root, so that a cell can have a user id of its own.
+        first_user: that user id is this one or one of the next 255.
+        seccomp: the system call filter.
     """
 
     memory: int
     cpu: int
+    session_cpu: int
     processes: int
     disk: int
-    seccomp: bytes
+    output: int
     privileged: bool
+    first_user: int
+    seccomp: bytes
 
 
 def lock_in(rules: Rules, user: int, descriptors: Sequence[int]) -> None:
-    """Give up everything that a snippet must not have. Whatever fails here raises, and no snippet is run.
+    """Drop everything that a snippet must not have. If any step fails, this raises, and no snippet is run.
 
     Args:
         rules: the limits.
@@ -61,6 +66,8 @@ def lock_in(rules: Rules, user: int, descriptors: Sequence[int]) -> None:
     Raises:
         OSError: the kernel refused a step.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which the zygote ignores
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
     low = 3
     for kept in sorted(descriptors):
         os.closerange(low, kept)
@@ -99,7 +106,14 @@ def _set_limits(rules: Rules) -> None:
 
 def run_once(code: bytes) -> NoReturn:
     """Run a snippet as a script and end this process."""
-    _exit(execute(code, _main_module().__dict__))
+    status = execute(code, _main_module().__dict__)
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as a script does when it ends
+    except BaseException as error:
+        _report(error)
+        status = status or 1
+    flushed = _flush()
+    os._exit(status or flushed)
 
 
 def serve(code_from: int, done_to: int) -> NoReturn:
@@ -112,7 +126,7 @@ def serve(code_from: int, done_to: int) -> NoReturn:
         _flush()
         if os.getpid() != own:  # a fork that the snippet made, and that came to its end
             os._exit(0)
-        os.write(done_to, _RAISED if status else _DONE)
+        os.write(done_to, bytes([status != 0]))
     os._exit(0)
 
 
@@ -158,19 +172,3 @@ def _flush() -> int:
         _report(error)
         return 1
     return 0
-
-
-def _exit(status: int) -> NoReturn:
-    try:
-        threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as a script does when it ends
-    except BaseException as error:
-        _report(error)
-        status = status or 1
-    flushed = _flush()
-    os._exit(status or flushed)
-
-
-def reset_signals() -> None:
-    """Give signals their usual meaning, whatever the zygote made of them."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])

@@ -9,7 +9,7 @@ import resource
 
 NEW_MOUNTS = 0x00020000
 NEW_PIDS = 0x20000000
-NO_SUID, NO_DEV, NO_EXEC = 2, 4, 8
+_NO_SUID_DEV_EXEC = 2 | 4 | 8
 _SET_NO_NEW_PRIVILEGES = 38
 _SET_SECCOMP, _SECCOMP_FILTER = 22, 2
 _CAPABILITY_VERSION = 0x20080522
@@ -31,11 +31,6 @@ def unshare(flags: int) -> None:
     _check(_libc.unshare(flags), "unshare")
 
 
-def own_pid_namespace() -> int:
-    """A descriptor that :func:`setns` takes to make children in this process' own pid namespace again (Linux 5.8)."""
-    return os.pidfd_open(os.getpid())
-
-
 def setns(descriptor: int, flags: int) -> None:
     """Join namespaces of the process that ``descriptor`` (a pidfd) names.
 
@@ -51,8 +46,8 @@ def mount_tmpfs(where: str, options: str) -> None:
     Raises:
         OSError: the kernel refused.
     """
-    flags = NO_SUID | NO_DEV | NO_EXEC
-    _check(_libc.mount(b"tmpfs", where.encode(), b"tmpfs", flags, options.encode()), f"mount {where}")
+    mounted = _libc.mount(b"tmpfs", where.encode(), b"tmpfs", _NO_SUID_DEV_EXEC, options.encode())
+    _check(mounted, f"mount {where}")
 
 
 def drop_capabilities() -> None:

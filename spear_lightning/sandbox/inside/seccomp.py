@@ -136,9 +136,8 @@ def build_filter(machine: str | None = None) -> bytes:
     ]
     if column == 0:
         program += [_op(_AT_LEAST, _X32, 0, 1), _op(_RETURN, _KILL)]
-    for number in sorted(numbers[column] or -1 for numbers in BLOCKED.values()):
-        if number >= 0:
-            program += [_op(_EQUAL, number, 0, 1), _op(_RETURN, denied)]
+    for number in sorted(filter(None, (numbers[column] for numbers in BLOCKED.values()))):
+        program += [_op(_EQUAL, number, 0, 1), _op(_RETURN, denied)]
     for number in _COMMON_ALLOWED:
         program += [_op(_EQUAL, number, 0, 1), _op(_RETURN, _ALLOW)]
     program += [_op(_AT_LEAST, _FIRST_COMMON, 0, 1), _op(_RETURN, absent)]

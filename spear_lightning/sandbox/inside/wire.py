@@ -117,7 +117,7 @@ def write_all(descriptor: int, data: bytes) -> None:
 
 
 def read_all(descriptor: int, length: int) -> bytes | None:
-    """So many bytes, waiting for them; ``None`` once the other side closed."""
+    """Read exactly ``length`` bytes, waiting for them; ``None`` once the other side closed."""
     data = bytearray()
     while len(data) < length:
         piece = os.read(descriptor, min(1 << 20, length - len(data)))

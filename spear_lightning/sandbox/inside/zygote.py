@@ -23,7 +23,7 @@ from .seccomp import build_filter
 from .wire import Action, Outcome, Reply, Request, pack_reply, read_request, write_all
 
 _PIECE = 1 << 16
-_USER_IDS = 256  # a cell's user id is one of so many, so that sessions that are alive do not count as one another
+_USER_IDS = 256  # a cell's user id is one of so many, so that the limits of live sessions are counted apart
 
 
 @dataclass(slots=True)
@@ -68,32 +68,30 @@ class Output:
                 if not self.take(descriptor) or len(self.streams[descriptor]) == before:
                     break
 
+    def reply(self, outcome: Outcome, value: int, alive: bool) -> Reply:
+        """The reply that carries it."""
+        out, err = self.streams.values()
+        return Reply(outcome, value, bytes(out), bytes(err), alive)
+
 
 class Zygote:
     """Forks cells and watches over them from outside.
 
     Args:
         rules: the limits of a cell.
-        output: bytes of output, both streams together.
-        first_user: cells get this user id or one of the next 255.
-        session_cpu: CPU-seconds per process of a session.
     """
 
-    def __init__(self, rules: cell.Rules, output: int, first_user: int, session_cpu: int) -> None:
+    def __init__(self, rules: cell.Rules) -> None:
         self.rules = rules
-        self.output = output
-        self.first_user = first_user
-        self.session_cpu = session_cpu
         self.sessions: dict[int, Cell] = {}
         self.serial = 0
-        self.home = kernel.own_pid_namespace()
+        self.home = os.pidfd_open(os.getpid())  # with it, setns returns to this pid namespace (Linux 5.8)
 
     def answer(self, request: Request) -> Reply:
         """Do what the host asks for."""
         if request.action == Action.END_SESSION:
-            ended = self.sessions.pop(request.session, None)
-            if ended is not None:
-                self.end(ended)
+            if request.session in self.sessions:
+                self.end(self.sessions.pop(request.session))
             return Reply(Outcome.EXITED)
         if request.action == Action.RUN:
             started = self.fork(request.code, session=False)
@@ -114,17 +112,19 @@ class Zygote:
     def fork(self, code: bytes, session: bool) -> Cell:
         """Start a cell: at once with ``code``, or as a session that waits for code."""
         self.serial += 1
-        user = self.first_user + self.serial % _USER_IDS
-        pipes: list[tuple[int, int]] = []
-        watch = -1
+        user = self.rules.first_user + self.serial % _USER_IDS
+        ours: list[int] = []
+        theirs: list[int] = []
         try:
-            while len(pipes) < (4 if session else 2):
-                pipes.append(os.pipe())
+            for name in ("stdout", "stderr", "code", "done")[: 4 if session else 2]:
+                reading, writing = os.pipe()
+                ours.append(writing if name == "code" else reading)
+                theirs.append(reading if name == "code" else writing)
             kernel.unshare(kernel.NEW_PIDS)
             try:
                 pid = os.fork()
                 if pid == 0:
-                    self._become(code, user, pipes)
+                    self._become(code, user, theirs)
             finally:
                 kernel.setns(self.home, kernel.NEW_PIDS)
             try:
@@ -134,24 +134,23 @@ class Zygote:
                 os.waitpid(pid, 0)
                 raise
         except OSError:
-            for descriptor in [end for pipe in pipes for end in pipe]:
+            for descriptor in ours:
                 os.close(descriptor)
             raise
-        theirs, ours = _ends(pipes)
-        for descriptor in theirs:
-            os.close(descriptor)
+        finally:
+            for descriptor in theirs:
+                os.close(descriptor)
         for descriptor in ours:
             os.set_blocking(descriptor, False)
         return Cell(pid, user, watch, *ours)
 
-    def _become(self, code: bytes, user: int, pipes: list[tuple[int, int]]) -> None:
+    def _become(self, code: bytes, user: int, descriptors: list[int]) -> None:
         """In the child: never returns, whatever happens."""
         try:
-            cell.reset_signals()
-            (out, err, *channel), _ = _ends(pipes)
+            out, err, *channel = descriptors
             os.dup2(out, 1)
             os.dup2(err, 2)
-            rules = replace(self.rules, cpu=self.session_cpu) if channel else self.rules
+            rules = replace(self.rules, cpu=self.rules.session_cpu) if channel else self.rules
             if not rules.privileged:  # all cells and the zygote count as one user here
                 rules = replace(rules, processes=rules.processes * (1 + len(self.sessions)) + 2)
             cell.lock_in(rules, user, channel)
@@ -166,7 +165,7 @@ class Zygote:
     def watch(self, watched: Cell, request: Request, alone: bool) -> Reply:
         """Collect the output until the snippet is done or a limit is passed; then it is killed."""
         limit = time.monotonic() + request.wall
-        output = Output(self.output, {watched.stdout: bytearray(), watched.stderr: bytearray()})
+        output = Output(self.rules.output, {watched.stdout: bytearray(), watched.stderr: bytearray()})
         poll = select.poll()
         for descriptor in (watched.stdout, watched.stderr, watched.watch):
             poll.register(descriptor, select.POLLIN)
@@ -179,7 +178,12 @@ class Zygote:
             left = limit - time.monotonic()
             events = dict(poll.poll(max(0.0, left) * 1000))
             if watched.code in events:
-                waiting = self._feed(watched.code, waiting)
+                try:
+                    waiting = waiting[os.write(watched.code, waiting) :]
+                except BlockingIOError:
+                    pass
+                except OSError:  # the session closed its end: there is nobody to run this
+                    waiting = waiting[:0]
                 if not waiting:
                     poll.unregister(watched.code)
             for descriptor in (watched.stdout, watched.stderr):
@@ -195,7 +199,7 @@ class Zygote:
             status = os.read(watched.done, 1)
             output.drain()
             outcome, alive = (Outcome.OUTPUT, False) if output.overflow else (outcome, bool(status))
-            return self._reply(outcome, status[0] if status else 1, watched, output, alive)
+            return output.reply(outcome, status[0] if status else 1, alive)
         if outcome != Outcome.EXITED:
             os.kill(watched.pid, signal.SIGKILL)
         return self._ended(watched, outcome, output)
@@ -209,25 +213,11 @@ class Zygote:
             outcome = Outcome.OUTPUT
         value = os.waitstatus_to_exitcode(status)
         if outcome == Outcome.EXITED and value < 0:
-            cpu = self.rules.cpu if watched.code < 0 else self.session_cpu
+            cpu = self.rules.cpu if watched.code < 0 else self.rules.session_cpu
             # The limit is counted in ticks, this is exact time: on a busy machine as little as 0.6 of it.
             killed_for_time = -value == signal.SIGKILL and usage.ru_utime + usage.ru_stime >= cpu / 2
             outcome = Outcome.CPU if killed_for_time else Outcome.SIGNALLED
-        return self._reply(outcome, abs(value), watched, output, alive=False)
-
-    @staticmethod
-    def _reply(outcome: Outcome, value: int, watched: Cell, output: Output, alive: bool) -> Reply:
-        out, err = output.streams[watched.stdout], output.streams[watched.stderr]
-        return Reply(outcome, value, bytes(out), bytes(err), alive)
-
-    @staticmethod
-    def _feed(descriptor: int, waiting: memoryview) -> memoryview:
-        try:
-            return waiting[os.write(descriptor, waiting) :]
-        except BlockingIOError:
-            return waiting
-        except OSError:  # the session closed its end: there is nobody to run this
-            return waiting[:0]
+        return output.reply(outcome, abs(value), alive=False)
 
     def end(self, ended: Cell) -> None:
         """Kill a cell that may still live, and take back what belonged to it."""
@@ -253,21 +243,12 @@ class Zygote:
             os.setresuid(-1, 0, -1)
 
 
-def _ends(pipes: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
-    """Of output, errors and, in a session, code and reports: the cell's ends and the zygote's."""
-    theirs, ours = [], []
-    for number, (reading, writing) in enumerate(pipes):
-        inward = number == 2
-        theirs.append(reading if inward else writing)
-        ours.append(writing if inward else reading)
-    return theirs, ours
-
-
 def main(arguments: list[str]) -> None:
     """Import the libraries, report ready, then serve the host until it closes its end.
 
     Args:
-        arguments: one JSON object: the settings of :class:`Zygote` and ``preload``, names of modules.
+        arguments: one JSON object: the fields of :class:`~.cell.Rules` but the filter, ``preload`` (names of modules)
+            and ``own_path`` (this package's folder).
     """
     settings = json.loads(arguments[0])
     from_host, to_host = os.dup(0), os.dup(1)
@@ -275,9 +256,9 @@ def main(arguments: list[str]) -> None:
     os.dup2(nowhere, 0)
     os.dup2(nowhere, 1)  # whatever a library prints while it is imported is no message
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for name in settings["preload"]:
+    for name in settings.pop("preload"):
         importlib.import_module(name)
-    sys.path[:] = [path for path in sys.path if path != settings["own_path"]]
+    sys.path.remove(settings.pop("own_path"))
     random.seed(0)  # every call begins with the same random numbers, so that an episode can be repeated
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(0)
@@ -285,15 +266,8 @@ def main(arguments: list[str]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a session that waits takes five
-    rules = cell.Rules(
-        memory=settings["memory"] + kernel.address_space(),
-        cpu=settings["cpu"],
-        processes=settings["processes"],
-        disk=settings["disk"],
-        seccomp=build_filter(),
-        privileged=settings["privileged"],
-    )
-    zygote = Zygote(rules, settings["output"], settings["first_user"], settings["session_cpu"])
+    settings["memory"] += kernel.address_space()
+    zygote = Zygote(cell.Rules(**settings, seccomp=build_filter()))
     gc.collect()
     gc.freeze()  # a collection in a cell does not touch, and so copy, what all cells share
     write_all(to_host, pack_reply(Reply(Outcome.READY)))
