@@ -24,8 +24,8 @@ $(STAMP): pyproject.toml constraints.txt
 # make quickstart WARMSTART=1 first makes the policy it starts from anew (the shipped one was made by the same command).
 quickstart: install
 ifdef WARMSTART
-	$(BIN)/spear sft -c configs/warmstart.yaml --output runs/warmstart
-	$(BIN)/spear fit -c configs/quickstart.yaml --run.directory $(RUN) --model.policy.model runs/warmstart $(ARGS)
+	$(BIN)/spear sft -c configs/sft/alfworld.yaml --output runs/sft-alfworld
+	$(BIN)/spear fit -c configs/quickstart.yaml --run.directory $(RUN) --model.policy.model runs/sft-alfworld $(ARGS)
 else
 	$(BIN)/spear fit -c configs/quickstart.yaml --run.directory $(RUN) $(ARGS)
 endif

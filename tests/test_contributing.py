@@ -41,6 +41,24 @@ def test_the_files_it_names_are_there_and_define_what_it_says() -> None:
             assert re.search(rf"^(class|def) {name}\b", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE), name
 
 
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "benchmarks/README.md",
+    *(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/*.md")),
+]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_files_that_documents_name_are_there(document: str) -> None:
+    text = (ROOT / document).read_text("utf-8")
+    named = set(re.findall(r"`((?:[\w-]+/)+[\w.-]+\.(?:py|yaml|md))`", text))
+    places = (ROOT, ROOT / "spear_lightning", ROOT / "spear_lightning/sandbox", ROOT / "configs")
+    assert [path for path in sorted(named) if not any((place / path).exists() for place in places)] == []
+    links = {link.partition("#")[0] for link in re.findall(r"\]\(([^)\s:]+)\)", text)} - {""}
+    assert [link for link in sorted(links) if not (ROOT / document).parent.joinpath(link).exists()] == []
+
+
 def test_every_package_is_in_its_table() -> None:
     table = TEXT[TEXT.index("| package |") : TEXT.index("| question |")]
     named = {

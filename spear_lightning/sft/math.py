@@ -3,7 +3,7 @@ r"""Written demonstrations: sums that are answered at once, or by a call of the 
 Some problems are answered at once (``\boxed{144}``), which a small model gets right only now and then, others by a
 program that computes the expression of the question. Which way is better is left to reinforcement learning::
 
-    spear sft -c configs/small/warmstart-math.yaml
+    spear sft -c configs/sft/math.yaml
 """
 
 from __future__ import annotations

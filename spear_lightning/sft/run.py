@@ -3,7 +3,7 @@
 Demonstrations are collected, a tokenizer is built from them, a fresh model clones them, and the result is written as a
 Hugging Face folder together with what it scores on held-out games. Reinforcement learning starts from there::
 
-    spear sft -c configs/warmstart.yaml --output runs/warmstart
+    spear sft -c configs/sft/alfworld.yaml --output runs/sft-alfworld
 """
 
 from __future__ import annotations

@@ -334,7 +334,7 @@ def test_the_configurations_have_the_published_settings_and_disjoint_goals() -> 
     assert (agent["history_length"], agent["max_prompt_tokens"], data["max_response_tokens"]) == (2, 4096, 512)
     assert (data["evaluation"]["temperature"], data["reward"]["success"]) == (0.4, 10)
     WebShop(**data["environment"]["init_args"])
-    small, shown = read("small/webshop.yaml"), read("small/warmstart-webshop.yaml")
+    small, shown = read("small/webshop.yaml"), read("sft/webshop.yaml")
     learned, demonstrated = small["data"]["environment"]["init_args"], shown["environment"]["init_args"]
     for key in ("products", "goals", "catalogue"):
         assert learned[key] == demonstrated[key]
