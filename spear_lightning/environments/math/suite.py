@@ -79,8 +79,6 @@ class MathProblems(TaskSuite):
         output_characters: Positive = 4000,
         code_seconds: Above0 = 20.0,
     ) -> None:
-        if tool not in (None, "code_interpreter"):
-            raise ValueError(f"tool must be code_interpreter or null, not {tool!r}")
         generated = {"train": 480, "validation": 96, "test": 192}
         given = {"train": train, "validation": validation, "test": test}
         self.sources: dict[str, ProblemSource] = {
