@@ -211,7 +211,7 @@ def test_graders_follow_the_problems(tmp_path: Path) -> None:
 
 def test_bad_settings_name_the_key() -> None:
     for arguments, message in (
-        ({"tool": "browser"}, "MathProblems\.tool must be one of code_interpreter, not"),
+        ({"tool": "browser"}, r"MathProblems\.tool must be one of code_interpreter, not"),
         ({"max_turns": 0}, "max_turns must be at least 1"),
         ({"output_characters": 0}, "output_characters must be at least 1"),
         ({"code_seconds": 0}, "code_seconds must be above 0"),
