@@ -123,6 +123,11 @@ class Agent(ABC):
         return ACTION_TAGS
 
     @property
+    def phrases(self) -> tuple[str, ...]:
+        """What its prompts say beside observations; a tokenizer made for it may take each for one token."""
+        return ()
+
+    @property
     def has_tools(self) -> bool:
         """Whether there are tools that a success should have used; acting on a world is such a use."""
         return True
@@ -198,6 +203,11 @@ class Agent(ABC):
     def encode(self, text: str) -> Ids:
         """Ids of a piece of text, int32 ``(tokens,)``, with nothing added at its ends."""
         return np.asarray(self.tokenizer.encode(text, add_special_tokens=False), np.int32)
+
+    def response_ids(self, action: str) -> Ids:
+        """Ids of a response as the model should write it, stop token included, int32 ``(tokens,)``."""
+        ids = self.encode(f" {ACTION_TAGS[0]} {self.plain(action)} {ACTION_TAGS[1]}")
+        return ids if ids[-1] in self.stop_ids else np.append(ids, np.int32(self.stop_ids[0]))
 
     def decode(self, ids: Ids) -> str:
         """Text of generated ids, for people and for parsing."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
+from typing_extensions import override
 
 from spear_lightning.agents.base import (
     ACTION_TAGS,
@@ -103,6 +106,18 @@ class StepwiseAgent(Agent):
     def tags(self) -> tuple[str, ...]:
         """The action tags, and the think tags if they are asked for."""
         return (*THINK_TAGS, *ACTION_TAGS) if self.think else ACTION_TAGS
+
+    @property
+    @override
+    def phrases(self) -> tuple[str, ...]:
+        page = _Page("#", 2, (("#", "#"),), "#", ("#",) if self.show_admissible else ()).text(self.role, self.think)
+        between = re.split(r"#|\d+|\n|" + "|".join(map(re.escape, (*THINK_TAGS, *ACTION_TAGS))), page)
+        return tuple(dict.fromkeys(piece.strip().lower() for piece in between if piece.strip()))
+
+    def response_ids(self, action: str) -> Ids:
+        """Ids of a response as the model should write it, int32 ``(tokens,)``; thoughts are left empty."""
+        ids = super().response_ids(action)
+        return np.concatenate([self.encode(f" {' '.join(THINK_TAGS)}"), ids]) if self.think else ids
 
     def bind(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Use ``tokenizer`` from now on.

@@ -62,11 +62,6 @@ class TranscriptAgent(Agent):
         """Ids of what follows a response, int32 ``(tokens,)``."""
         return self.encode(self._fill(self.continuation, "", observation))
 
-    def response_ids(self, action: str) -> Ids:
-        """Ids of a response as the model should write it, stop token included, int32 ``(tokens,)``."""
-        ids = self.encode(f" {ACTION_TAGS[0]} {self.plain(action)} {ACTION_TAGS[1]}")
-        return ids if ids[-1] in self.stop_ids else np.append(ids, np.int32(self.stop_ids[0]))
-
     def _fill(self, template: str, task: str, observation: str) -> str:
         fields = {"task": self.plain(task), "observation": self.plain(observation)}
         return _FIELD.sub(lambda match: fields[match[1]], template)

@@ -20,7 +20,7 @@ from annotated_types import Gt, Lt
 from typing_extensions import override
 
 from spear_lightning.environments.alfworld.expert import SearchExpert
-from spear_lightning.environments.base import Task, TaskSuite
+from spear_lightning.environments.base import Observation, Task, TaskSuite
 from spear_lightning.environments.expert import DemonstrationNoise, Expert, Motive
 from spear_lightning.utils.randomness import stream_seed
 from spear_lightning.utils.ranges import Positive, in_range
@@ -28,7 +28,7 @@ from spear_lightning.utils.ranges import Positive, in_range
 if TYPE_CHECKING:  # workers import this module and need none of it
     from transformers import PreTrainedTokenizerBase
 
-    from spear_lightning.agents.base import Agent
+    from spear_lightning.agents.base import Agent, AgentSession
     from spear_lightning.data.samples import Sample
 
 
@@ -63,8 +63,8 @@ class Demonstrations(ABC):
         """The agent that will play with the policy."""
 
     @abstractmethod
-    def encode(self, demonstration: Any, agent: Any) -> Sample:
-        """The sample that the policy's own context would be, had it acted this way.
+    def encode(self, demonstration: Any, agent: Any) -> list[Sample]:
+        """The samples that reinforcement learning would make of it, had the policy acted this way.
 
         Args:
             demonstration: to encode.
@@ -84,11 +84,13 @@ class Step:
         observation: what it answered to.
         action: what it did.
         motive: why.
+        admissible: actions that the environment would have accepted, where it tells.
     """
 
     observation: str
     action: str
     motive: Motive
+    admissible: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +122,11 @@ class Transcript:
 @in_range
 @dataclass(frozen=True)
 class ExpertDemonstrations(Demonstrations):
-    """Games that a scripted expert plays; a transcript agent will play with the policy.
+    """Games that a scripted expert plays.
 
     Args:
+        agent: that will play with the policy, and writes the prompts that it learns from; ``None`` is a
+            ``TranscriptAgent``.
         expert: class that plays.
         repetitions: transcripts per training game of the environment, each with other choices.
         max_steps: most actions of a demonstration; it may be more than the policy will have. Games that are not won by
@@ -145,6 +149,7 @@ class ExpertDemonstrations(Demonstrations):
     )
     learn_noise: bool = False
     validation: Annotated[float, Gt(0), Lt(1)] = 0.04
+    agent: Agent | None = None
 
     @override
     def collect(self, suite: TaskSuite, *, workers: int, seed: int) -> list[Transcript]:
@@ -195,28 +200,33 @@ class ExpertDemonstrations(Demonstrations):
     def build_tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerBase:
         from spear_lightning.sft.tokenizer import build_tokenizer
 
-        return build_tokenizer(texts, phrases=self.expert.phrases, names=self.expert.names)
+        said = self.make_agent().phrases
+        return build_tokenizer([*texts, *said, *said], phrases=[*self.expert.phrases, *said], names=self.expert.names)
 
     @override
     def make_agent(self) -> Agent:
         from spear_lightning.agents.transcript import TranscriptAgent
 
-        return TranscriptAgent()
+        return TranscriptAgent() if self.agent is None else self.agent
 
     @override
-    def encode(self, demonstration: Transcript, agent: Any) -> Sample:
+    def encode(self, demonstration: Transcript, agent: Agent) -> list[Sample]:
         from spear_lightning.sft.module import sample_of
 
         learned = {"purpose", "stray"} if self.learn_noise else {"purpose"}
-        pieces = []
-        for number, step in enumerate(demonstration.steps):
-            read = (
-                agent.continuation_ids(step.observation)
-                if number
-                else agent.opening_ids(demonstration.instruction, step.observation)
-            )
-            pieces += [(read, False), (agent.response_ids(step.action), step.motive in learned)]
-        return sample_of(pieces)
+        turns = []
+        session: AgentSession | None = None
+        for step in demonstration.steps:
+            observation = Observation(step.observation, step.admissible, task=demonstration.instruction)
+            if session is None:
+                session = agent.start(demonstration.task, observation)
+            else:
+                session.observe(observation)
+            prompt, response = session.prompt(), agent.response_ids(step.action)
+            session.respond(response)
+            turns.append([(prompt.appended, False), (response, step.motive in learned)])
+        samples = turns if agent.context == "stepwise" else [[piece for turn in turns for piece in turn]]
+        return [sample for sample in map(sample_of, samples) if sample.mask.any()]
 
     @override
     def describe(self, demonstrations: Sequence[Transcript]) -> str:
@@ -233,7 +243,7 @@ def play_transcript(environment: gymnasium.Env[str, str], task: Task, expert: Ex
     won, refused = False, 0
     for _ in range(max_steps):
         action = expert.act(text)
-        steps.append(Step(text, action, expert.motive))
+        steps.append(Step(text, action, expert.motive, tuple(info.get("admissible_actions", ()))))
         text, _, terminated, truncated, info = environment.step(action)
         refused += text.lower().startswith("nothing happens")
         won = bool(info.get("won", False))

@@ -101,14 +101,14 @@ class WrittenSolutions(Demonstrations):
         return self.agent
 
     @override
-    def encode(self, demonstration: Solution, agent: ChatToolAgent) -> Sample:
+    def encode(self, demonstration: Solution, agent: ChatToolAgent) -> list[Sample]:
         pieces = [(agent.opening("", demonstration.question).ids, False)]
         for number, reply in enumerate(demonstration.replies):
             if number:
                 result = write_results([(CODE_INTERPRETER.name, demonstration.result)])
                 pieces.append((agent.continuation_ids(pieces[-1][0], result), False))
             pieces.append((agent.encode(reply + agent.format.end), True))
-        return sample_of(pieces)
+        return [sample_of(pieces)]
 
     @override
     def describe(self, demonstrations: Sequence[Solution]) -> str:

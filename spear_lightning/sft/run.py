@@ -90,9 +90,10 @@ def sft(
     folder = Path(output)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output: {output} exists and is not a folder.")
-    if dagger.rounds and not isinstance(demonstrations, ExpertDemonstrations):
+    if dagger.rounds and not (isinstance(demonstrations, ExpertDemonstrations) and demonstrations.agent is None):
         raise ValueError(
-            "dagger.rounds: only an expert of ExpertDemonstrations can play beside the policy; set it to 0"
+            "dagger.rounds: only an expert of ExpertDemonstrations can play beside the policy, and only as a "
+            "TranscriptAgent; set it to 0"
         )
     model = model or _MODEL
     # Tried with a tokenizer of one word, so that a wrong key is found now and not after minutes of playing.
@@ -115,8 +116,8 @@ def sft(
     agent = demonstrations.make_agent()
     agent.bind(tokenizer)
     apart = set(tasks[:: max(2, round(1 / demonstrations.validation))])
-    train = [demonstrations.encode(each, agent) for each in shown if each.task not in apart]
-    validation = [demonstrations.encode(each, agent) for each in shown if each.task in apart]
+    train = [sample for each in shown if each.task not in apart for sample in demonstrations.encode(each, agent)]
+    validation = [sample for each in shown if each.task in apart for sample in demonstrations.encode(each, agent)]
     if not train:
         raise ValueError(f"environment: {len(tasks)} training tasks are too few to learn from")
     _tell(f"fitting {network.num_parameters():,} parameters to {len(train)} samples, {optimization.epochs} epochs")

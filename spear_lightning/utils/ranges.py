@@ -18,6 +18,7 @@ import numbers
 import operator
 import types
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -78,8 +79,13 @@ def in_range(cls: _Class) -> _Class:
 
 @functools.cache
 def _hints_of(init: Callable[..., None]) -> dict[str, Any]:
-    # Looked up late: annotations may name what is defined after the class.
-    return get_type_hints(init, include_extras=True)
+    """Annotations with their extras. Looked up late: they may name what is defined after the class."""
+    found: dict[str, Any] = {}
+    for name, annotation in init.__annotations__.items():
+        alone = types.SimpleNamespace(__annotations__={name: annotation})
+        with suppress(NameError):  # imported for the type checker alone: no range
+            found |= get_type_hints(alone, init.__globals__, include_extras=True)
+    return found
 
 
 def _broken_rule(hint: Any, value: object) -> str:

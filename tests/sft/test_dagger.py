@@ -100,7 +100,7 @@ def test_an_expert_that_makes_every_move_is_a_demonstration(
     environment = suite.make()
     for task, sample in zip(suite.tasks("train")[:4], played(suite, tokenizer, share=1.0), strict=True):
         expert = SearchExpert(stream_seed("coach", 3, task.id))
-        demonstration = STRAIGHT.encode(play_transcript(environment, task, expert, 12), agent)
+        (demonstration,) = STRAIGHT.encode(play_transcript(environment, task, expert, 12), agent)
         assert sample.ids.tolist() == demonstration.ids.tolist()
         assert sample.mask.tolist() == demonstration.mask.tolist()
     environment.close()

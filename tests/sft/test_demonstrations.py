@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from spear_lightning.agents.base import without_task
+from spear_lightning.agents.stepwise import StepwiseAgent
 from spear_lightning.agents.transcript import TranscriptAgent
 from spear_lightning.environments.alfworld.expert import SearchExpert
 from spear_lightning.environments.alfworld.generator import SceneSize
@@ -40,7 +42,7 @@ def test_the_expert_wins_although_it_strays(transcripts: list[Transcript]) -> No
     assert motives == {"purpose", "stray", "invalid"}
     invalid = sum(step.motive == "invalid" for transcript in transcripts for step in transcript.steps)
     refused = sum(transcript.refused for transcript in transcripts)
-    assert invalid <= refused <= invalid + 3  # beyond its invalid, only putting a mistake back may be refused
+    assert invalid <= refused <= invalid + 3  # beyond its invalid actions, only putting a mistake back may be refused
 
 
 def test_the_expert_reads_nothing_but_text(suite: ALFWorld) -> None:
@@ -65,14 +67,14 @@ def test_samples_equal_what_the_agent_would_have_played(transcripts: list[Transc
                 player.observe(Observation(step.observation))
             player.prompt()
             assert player.respond(agent.response_ids(step.action)).action == step.action
-        sample = LEARN_NOISE.encode(transcript, agent)
+        (sample,) = LEARN_NOISE.encode(transcript, agent)
         assert sample.ids.tolist() == player.prompt().ids.tolist()
 
 
 def test_only_actions_are_learned(transcripts: list[Transcript], agent: TranscriptAgent) -> None:
     transcript = next(t for t in transcripts if {s.motive for s in t.steps} == {"purpose", "stray", "invalid"})
-    purpose = ONCE.encode(transcript, agent)
-    strayed = LEARN_NOISE.encode(transcript, agent)
+    (purpose,) = ONCE.encode(transcript, agent)
+    (strayed,) = LEARN_NOISE.encode(transcript, agent)
     np.testing.assert_array_equal(purpose.ids, strayed.ids)
 
     def learned(row_mask: np.ndarray) -> list[str]:
@@ -81,6 +83,30 @@ def test_only_actions_are_learned(transcripts: list[Transcript], agent: Transcri
 
     assert learned(purpose.mask) == [s.action for s in transcript.steps if s.motive == "purpose"]
     assert learned(strayed.mask) == [s.action for s in transcript.steps if s.motive != "invalid"]
+
+
+@pytest.mark.parametrize(("think", "listed"), [(False, True), (True, False)])
+def test_a_stepwise_agent_learns_each_move_from_its_own_prompt(
+    transcripts: list[Transcript], think: bool, listed: bool
+) -> None:
+    agent = StepwiseAgent(history_length=2, think=think, show_admissible=listed)
+    shown = replace(ONCE, agent=agent)
+    tokenizer = shown.build_tokenizer(text for transcript in transcripts for text in transcript.texts())
+    agent.bind(tokenizer)
+    assert len(agent.encode(agent.role)) == 1, "what every prompt says is a token"
+    for transcript in transcripts:
+        learned = [number for number, step in enumerate(transcript.steps) if step.motive == "purpose"]
+        samples = shown.encode(transcript, agent)
+        assert len(samples) == len(learned)
+        done = [(without_task(step.observation, transcript.instruction), step.action) for step in transcript.steps]
+        for number, sample in zip(learned, samples, strict=True):
+            step = transcript.steps[number]
+            asked = agent.prompt_of(transcript.instruction, number, done[:number], done[number][0], step.admissible)
+            assert sample.ids[~sample.mask].tolist() == asked.ids.tolist()
+            response = agent.interpret(sample.ids[sample.mask], step.admissible, think=think)
+            assert (response.action, response.valid) == (step.action, True)
+            assert step.action in step.admissible
+            assert ("- " + step.action in agent.decode(asked.ids)) == listed
 
 
 def test_engine_texts_survive_the_tokenizer(transcripts: list[Transcript], agent: TranscriptAgent) -> None:

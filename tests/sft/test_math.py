@@ -64,7 +64,7 @@ def test_demonstrations_are_written_as_the_policy_plays() -> None:
     [item] = demonstrate(MathProblems(GeneratedProblems(["chain_sum"], 1)), direct=0.0, seed=1)
     agent = ChatToolAgent(system="")
     agent.bind(build_chat_tokenizer([item.question, *item.replies], 400))
-    sample = WrittenSolutions(agent).encode(item, agent)
+    (sample,) = WrittenSolutions(agent).encode(item, agent)
     player = agent.start(Task("train-0"), Observation(item.question))
     wrote = agent.encode(item.replies[0] + agent.format.end)
     response = player.respond(wrote)

@@ -36,7 +36,7 @@ def test_what_is_learned_are_its_actions_in_whole_words(transcripts: list[Transc
     agent = TranscriptAgent()
     agent.bind(build_tokenizer(texts, phrases=ShoppingExpert.phrases, min_count=1))
     for transcript in transcripts[:10]:
-        sample = ExpertDemonstrations(learn_noise=True).encode(transcript, agent)
+        (sample,) = ExpertDemonstrations(learn_noise=True).encode(transcript, agent)
         purposes = [step.action for step in transcript.steps if step.motive != "invalid"]
         tokens = agent.tokenizer.convert_ids_to_tokens(sample.ids[sample.mask].tolist())
         assert tokens.count("<action>") == len(purposes)
