@@ -55,8 +55,17 @@ def test_files_that_documents_name_are_there(document: str) -> None:
     named = set(re.findall(r"`((?:[\w-]+/)+[\w.-]+\.(?:py|yaml|md))`", text))
     places = (ROOT, ROOT / "spear_lightning", ROOT / "spear_lightning/sandbox", ROOT / "configs")
     assert [path for path in sorted(named) if not any((place / path).exists() for place in places)] == []
-    links = {link.partition("#")[0] for link in re.findall(r"\]\(([^)\s:]+)\)", text)} - {""}
-    assert [link for link in sorted(links) if not (ROOT / document).parent.joinpath(link).exists()] == []
+    for path, _, anchor in (link.partition("#") for link in re.findall(r"\]\(([^)\s:]+)\)", text)):
+        target = (ROOT / document).parent / path if path else ROOT / document
+        assert target.exists(), path
+        assert not anchor or anchor in anchors(target), f"{path}#{anchor}"
+
+
+def anchors(page: Path) -> set[str]:
+    """What the headings of a Markdown page can be linked as."""
+    lines = re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.DOTALL).splitlines()
+    headings = (line.lstrip("#").strip().lower() for line in lines if line.startswith("#"))
+    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in headings}
 
 
 def test_every_package_is_in_its_table() -> None:
