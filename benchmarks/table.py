@@ -1,8 +1,7 @@
 r"""The paper's table in small: four published recipes with and without SPEAR, on two worlds, several seeds each.
 
-    spear sft -c configs/sft/alfworld-stepwise.yaml        # the start that all arms share, once
-    python benchmarks/table.py alfworld                    # all cells; called again it goes on where it was
-    python benchmarks/table.py alfworld --arms grpo spear-grpo --seeds 1
+    python benchmarks/table.py alfworld                                     # all cells; again, and it goes on
+    python benchmarks/table.py alfworld --arms grpo spear-grpo --seeds 1    # two of them
 
 It calls benchmarks/compare.py with the recipes of configs/algorithm as they are, scaled by benchmarks/table.
 """
