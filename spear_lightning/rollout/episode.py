@@ -259,7 +259,8 @@ def _request(episode: Episode, session: str, prompt: Prompt, rules: EpisodeRules
         room = rules.max_tokens - len(prompt.ids)
         if room <= 0:
             return None
-        sampling = replace(sampling, max_new_tokens=min(room, sampling.max_new_tokens))
+        if room < sampling.max_new_tokens:
+            sampling = replace(sampling, max_new_tokens=room)
     seed = stream_seed("episode", rules.seed, episode.iteration, episode.task.id, episode.index, len(episode.turns))
     return Request(session, prompt.ids, sampling, seed)
 
