@@ -78,7 +78,7 @@ def draw(summary: Summary) -> bytes:
         for side in ("top", "right"):
             panel.spines[side].set_visible(False)
     handles, labels = by_iteration.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 6), frameon=False)
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 4), frameon=False)
     figure.supxlabel(
         "lines and bars: mean over seeds; bands: ± one standard deviation; points: single seeds",
         fontsize=9,
