@@ -1,8 +1,7 @@
 """From samples to the minibatches of an iteration: which samples share an optimizer step, and how a step is cut to fit.
 
 The cut must not show: a sample's minibatch depends on its key alone, losses are normalised by counts over the whole
-    global
-minibatch, and every rank gets the same number of micro-batches (short ranks are padded with empty ones, because
+global minibatch, and every rank gets the same number of micro-batches (short ranks are padded with empty ones, because
 DeepSpeed's collectives need every rank to take part in every backward pass).
 """
 

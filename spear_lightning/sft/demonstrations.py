@@ -125,8 +125,8 @@ class ExpertDemonstrations(Demonstrations):
     """Games that a scripted expert plays.
 
     Args:
-        agent: that will play with the policy, and writes the prompts that it learns from; ``None`` is a
-            ``TranscriptAgent``.
+        agent: that will play with the policy, and writes the prompts that it learns from: a ``StepwiseAgent`` or a
+            ``TranscriptAgent``, which ``None`` is.
         expert: class that plays.
         repetitions: transcripts per training game of the environment, each with other choices.
         max_steps: most actions of a demonstration; it may be more than the policy will have. Games that are not won by
@@ -138,7 +138,7 @@ class ExpertDemonstrations(Demonstrations):
         validation: share of the games whose demonstrations are only used for the validation loss.
 
     Raises:
-        ValueError: a number is out of range.
+        ValueError: a number is out of range, or the agent needs a chat template.
     """
 
     expert: type[Expert] = SearchExpert
@@ -150,6 +150,18 @@ class ExpertDemonstrations(Demonstrations):
     learn_noise: bool = False
     validation: Annotated[float, Gt(0), Lt(1)] = 0.04
     agent: Agent | None = None
+
+    def __post_init__(self) -> None:
+        if self.agent is None:
+            return
+        from spear_lightning.agents.stepwise import StepwiseAgent
+        from spear_lightning.agents.transcript import TranscriptAgent
+
+        if not isinstance(self.agent, StepwiseAgent | TranscriptAgent):
+            raise ValueError(
+                f"demonstrations.agent must be a StepwiseAgent or a TranscriptAgent, not {type(self.agent).__name__}: "
+                "the tokenizer that is made here has no chat template"
+            )
 
     @override
     def collect(self, suite: TaskSuite, *, workers: int, seed: int) -> list[Transcript]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from spear_lightning.agents.base import without_task
+from spear_lightning.agents.chat import ChatAgent
 from spear_lightning.agents.stepwise import StepwiseAgent
 from spear_lightning.agents.transcript import TranscriptAgent
 from spear_lightning.environments.alfworld.expert import SearchExpert
@@ -107,6 +108,11 @@ def test_a_stepwise_agent_learns_each_move_from_its_own_prompt(
             assert (response.action, response.valid) == (step.action, True)
             assert step.action in step.admissible
             assert ("- " + step.action in agent.decode(asked.ids)) == listed
+
+
+def test_an_agent_that_needs_a_chat_template_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match=r"demonstrations\.agent must be .*, not ChatAgent: .* no chat template"):
+        ExpertDemonstrations(agent=ChatAgent())
 
 
 def test_engine_texts_survive_the_tokenizer(transcripts: list[Transcript], agent: TranscriptAgent) -> None:
